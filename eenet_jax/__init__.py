@@ -1,0 +1,1 @@
+"""Multi-exit networks with a learned, budgeted early-exit scheduler, in JAX and Flax."""

@@ -1,0 +1,12 @@
+"""The one error a user is meant to read."""
+
+
+class InputError(ValueError):
+    """Bad input: a single line that names the offending value and the remedy.
+
+    Everything that validates what a user gave (settings, files, budgets) raises
+    this; the command line prints it on stderr and exits with status 2.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.split()))

@@ -1,0 +1,21 @@
+"""Every test runs with shapes and types checked, rank promotion forbidden, on several fake devices."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("eenet_jax", "beartype.beartype")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _rank_promotion_forbidden():
+    with jax.numpy_rank_promotion("raise"):
+        yield
