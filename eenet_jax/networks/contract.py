@@ -1,0 +1,161 @@
+"""The network contract: K stages and K exit heads, each a pure function.
+
+Nothing outside this folder knows how a stage is made: everybody else calls
+`stage`, `head`, `apply` and `apply_train` with a pytree of variables.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from eenet_jax.errors import InputError
+from eenet_jax.types import PyTree
+
+Variables = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class MultiExitNetwork:
+    """A backbone cut into K stages, with an exit head after each.
+
+    Stage k takes what stage k-1 handed on (stage 0: the network's input) and hands on a
+    pytree, the carry; head k turns the carry after stage k into logits. The full pass is
+    those calls in a row, so that running it in stages gives the same numbers by construction.
+
+    Variables are `{"params": {"stage_0": …, "head_0": …, …}, "batch_stats": {…}}`.
+
+    Attributes:
+      family: The builder's name, e.g. "resnet".
+      settings: The builder's arguments, JSON-serialisable; `build(family, **settings)` makes
+        this network again.
+      stages: K modules called as `module(carry, train=…)`.
+      heads: K modules called as `module(carry, train=…)`, returning logits [batch, classes].
+      input_shape: Of one sample, without the batch axis.
+    """
+
+    family: str
+    settings: Mapping[str, Any]
+    stages: tuple[nn.Module, ...]
+    heads: tuple[nn.Module, ...]
+    input_shape: tuple[int, ...]
+
+    def __post_init__(self):
+        if len(self.stages) != len(self.heads) or len(self.stages) < 2:
+            raise InputError(
+                f"{self.family} has {len(self.stages)} stages and {len(self.heads)} heads:"
+                " a multi-exit network needs as many heads as stages, at least 2"
+            )
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.stages)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.settings["num_classes"]
+
+    def example(self, batch_size: int = 1) -> PyTree:
+        """An input of zeros [batch, …], for tracing and warming up."""
+        return jnp.zeros((batch_size, *self.input_shape), jnp.float32)
+
+    def init(self, key: jax.Array) -> Variables:
+        """Fresh variables.
+
+        Args:
+          key: PRNG key.
+
+        Returns:
+          The variables, float32.
+        """
+        return jax.jit(self._init)(key)
+
+    def _init(self, key: jax.Array) -> Variables:
+        variables = {"params": {}, "batch_stats": {}}
+        carry = self.example()
+        for k, (stage, head) in enumerate(zip(self.stages, self.heads, strict=True)):
+            made = stage.init(jax.random.fold_in(key, 2 * k), carry, train=False)
+            _adopt(variables, f"stage_{k}", made)
+            carry = stage.apply(made, carry, train=False)
+            made = head.init(jax.random.fold_in(key, 2 * k + 1), carry, train=False)
+            _adopt(variables, f"head_{k}", made)
+        return variables
+
+    def stage(
+        self, k: int, variables: Variables, carry: PyTree, train: bool, key: jax.Array | None
+    ) -> tuple[PyTree, Mapping[str, Any]]:
+        """Run stage k (0-based).
+
+        Returns:
+          The next carry, and the stage's statistics: updated when training, else unchanged.
+        """
+        return _run(self.stages[k], f"stage_{k}", variables, carry, train, key)
+
+    def head(
+        self, k: int, variables: Variables, carry: PyTree, train: bool, key: jax.Array | None
+    ) -> tuple[Float[Array, "batch *dense classes"], Mapping[str, Any]]:
+        """Run exit head k (0-based) on the carry after stage k; returns logits and statistics."""
+        return _run(self.heads[k], f"head_{k}", variables, carry, train, key)
+
+    def apply(self, variables: Variables, x: PyTree) -> Float[Array, "exits batch *dense classes"]:
+        """Logits of every exit in evaluation mode.
+
+        Args:
+          variables: As made by `init`.
+          x: The input [batch, …].
+
+        Returns:
+          Logits [exits, batch, classes] (dense: [exits, batch, height, width, classes]).
+        """
+        return self._forward(variables, x, False, None)[0]
+
+    def apply_train(
+        self, variables: Variables, x: PyTree, key: jax.Array
+    ) -> tuple[Float[Array, "exits batch *dense classes"], Mapping[str, Any]]:
+        """Logits of every exit in training mode, and the updated `batch_stats`."""
+        return self._forward(variables, x, True, key)
+
+    def _forward(self, variables: Variables, carry: PyTree, train: bool, key: jax.Array | None):
+        logits, statistics = [], {}
+        for k in range(self.num_exits):
+            stage_key, head_key = _keys(key, k)
+            carry, stage_stats = self.stage(k, variables, carry, train, stage_key)
+            out, head_stats = self.head(k, variables, carry, train, head_key)
+            logits.append(out)
+            statistics[f"stage_{k}"] = stage_stats
+            statistics[f"head_{k}"] = head_stats
+        return jnp.stack(logits), {name: stats for name, stats in statistics.items() if stats}
+
+
+def _keys(key: jax.Array | None, k: int) -> tuple[jax.Array | None, jax.Array | None]:
+    if key is None:
+        return None, None
+    return jax.random.fold_in(key, 2 * k), jax.random.fold_in(key, 2 * k + 1)
+
+
+def _adopt(variables: dict[str, Any], name: str, made: Variables) -> None:
+    for collection, tree in made.items():
+        variables[collection][name] = tree
+
+
+def _run(
+    module: nn.Module,
+    name: str,
+    variables: Variables,
+    carry: PyTree,
+    train: bool,
+    key: jax.Array | None,
+) -> tuple[Any, Mapping[str, Any]]:
+    own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
+    statistics = own.get("batch_stats", {})
+    if not train:
+        return module.apply(own, carry, train=False), statistics
+    rngs = {} if key is None else {"dropout": key}
+    result, updated = module.apply(own, carry, train=True, rngs=rngs, mutable=["batch_stats"])
+    return result, updated.get("batch_stats", statistics)

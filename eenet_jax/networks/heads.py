@@ -1,0 +1,48 @@
+"""Exit heads that several backbones share."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from eenet_jax.networks.layers import BatchNorm, Conv
+
+
+class PooledLinear(nn.Module):
+    """Global average pool and a linear classifier: the last exit, and the cheapest early one.
+
+    Attributes:
+      num_classes: C.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch classes"]:
+        """Classify a feature map."""
+        return nn.Dense(self.num_classes, name="linear")(x.mean((1, 2)))
+
+
+class ConvHead(nn.Module):
+    """Three 3×3 convolution + BatchNorm + ReLU, then pool and linear (EENet's early exit).
+
+    Attributes:
+      num_classes: C.
+      reduction: The first convolution divides the channels by this.
+      num_convs: Convolutions before the pool.
+    """
+
+    num_classes: int
+    reduction: int = 1
+    num_convs: int = 3
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch classes"]:
+        """Classify a feature map."""
+        channels = x.shape[-1] // self.reduction
+        for i in range(self.num_convs):
+            x = Conv(channels, name=f"conv{i}")(x)
+            x = nn.relu(BatchNorm(name=f"norm{i}")(x, train))
+        return PooledLinear(self.num_classes, name="classifier")(x, train)

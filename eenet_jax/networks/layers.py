@@ -1,0 +1,43 @@
+"""Convolution and BatchNorm as every backbone here uses them: NHWC, PyTorch's conventions."""
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+
+class Conv(nn.Module):
+    """A square convolution without bias, padded by half its size as in PyTorch.
+
+    Attributes:
+      features: Output channels.
+      size: Kernel size in pixels, odd.
+      stride: In pixels.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch _height _width features"]:
+        """Convolve."""
+        half = self.size // 2
+        return nn.Conv(
+            self.features,
+            (self.size, self.size),
+            strides=self.stride,
+            padding=((half, half), (half, half)),
+            use_bias=False,
+            kernel_init=nn.initializers.he_normal(),
+            name="conv",
+        )(x)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all but the last axis (momentum and ε of PyTorch's default)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch channels"], train: bool) -> Float[Array, "*batch channels"]:
+        """Normalise; updates the running statistics where `train`."""
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")(x)

@@ -1,0 +1,56 @@
+"""Names → networks."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from eenet_jax.errors import InputError
+from eenet_jax.networks.cnn import build_cnn
+from eenet_jax.networks.contract import MultiExitNetwork
+from eenet_jax.networks.resnet import build_resnet
+
+FAMILIES: Mapping[str, Callable[..., MultiExitNetwork]] = {
+    "resnet": build_resnet,
+    "cnn": build_cnn,
+}
+
+PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "resnet56_3": (
+        "resnet",
+        {"block": "bottleneck", "stage_blocks": (9, 9, 9), "exit_after": (9, 18)},
+    ),
+    "resnet20_3": ("resnet", {"block": "basic", "stage_blocks": (3, 3, 3), "exit_after": (3, 6)}),
+    "digits_cnn_3": ("cnn", {}),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Every name that `build` takes: families, then presets."""
+    return (*FAMILIES, *PRESETS)
+
+
+def build(name: str, **overrides: Any) -> MultiExitNetwork:
+    """The network of that name.
+
+    Args:
+      name: A family (`resnet`, `cnn`) or a preset of one (`resnet56_3`, `resnet20_3`,
+        `digits_cnn_3`).
+      **overrides: Settings of the family's builder, over the preset's.
+
+    Returns:
+      The network; it holds no weights.
+
+    Raises:
+      InputError: an unknown name or setting, or settings that make no network.
+    """
+    family, settings = PRESETS.get(name, (name, {}))
+    if family not in FAMILIES:
+        raise InputError(f"network '{name}' is unknown: choose one of {', '.join(names())}")
+    builder = FAMILIES[family]
+    known = inspect.signature(builder).parameters
+    for setting in overrides:
+        if setting not in known:
+            raise InputError(
+                f"network '{name}' has no setting '{setting}': it has {', '.join(known)}"
+            )
+    return builder(**{**settings, **overrides})
