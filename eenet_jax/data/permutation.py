@@ -1,0 +1,20 @@
+"""Permutations that are the same on every machine and in every version of NumPy."""
+
+import numpy as np
+from jaxtyping import Int64
+
+
+def permutation(size: int, *words: int) -> Int64[np.ndarray, " size"]:
+    """A pseudorandom permutation of 0..size-1.
+
+    NumPy promises the raw stream of a bit generator for ever, but not `Generator.permutation`;
+    so samples are ordered by 64 raw bits each.
+
+    Args:
+      size: Number of samples.
+      words: One or two seeds, each from 0 to 2**64 - 1.
+    """
+    key = np.zeros(2, np.uint64)
+    key[: len(words)] = words
+    raw = np.random.Philox(key=key).random_raw(size)
+    return np.argsort(raw, kind="stable").astype(np.int64)
