@@ -52,7 +52,7 @@ def normalize(
 def pad_crop_flip_draws(
     key: Key[Array, ""], batch: int
 ) -> tuple[Int[Array, "batch 2"], Bool[Array, " batch"]]:
-    """Each image's (row, column) offset in the padded image, 0..2*PAD, and whether it is flipped."""
+    """Each image's (row, column) offset in the padded image, 0..2*PAD, and whether to flip it."""
     crop_key, flip_key = jax.random.split(key)
     offsets = jax.random.randint(crop_key, (batch, 2), 0, 2 * PAD + 1)
     return offsets, jax.random.bernoulli(flip_key, shape=(batch,))

@@ -14,8 +14,9 @@ from jaxtyping import Int, Int32, Int64, UInt8
 from eenet_jax.artifacts import read_json, replacing_folder
 from eenet_jax.data import class_names
 from eenet_jax.data.builders import cifar_binary
-from eenet_jax.data.builders.cifar_binary import BinaryLayout, RecordArrays
+from eenet_jax.data.builders.cifar_binary import BinaryLayout
 from eenet_jax.data.digits import read_digits
+from eenet_jax.data.labelled_images import LabelledImages
 from eenet_jax.data.permutation import permutation
 from eenet_jax.data.statistics import channel_statistics
 from eenet_jax.errors import InputError
@@ -164,8 +165,13 @@ def prepare(name: str, *, data_dir: str | Path, source: str | Path | None = None
     records = cifar_binary.read_binary(spec.layout, source)
     mean, std = channel_statistics(records["train"].images)
     folder = _folder(name, data_dir)
-    with replacing_folder(folder) as aside:
-        _write_prepared(spec, records, {"mean": mean, "std": std}, aside)
+    try:
+        with replacing_folder(folder) as aside:
+            _write_prepared(spec, records, {"mean": mean, "std": std}, aside)
+    except OSError as error:
+        raise InputError(
+            f"can't write '{folder}' ({error}): give another --data-dir or make room"
+        ) from None
     return folder
 
 
@@ -174,7 +180,7 @@ def _folder(name: str, data_dir: str | Path) -> Path:
 
 
 def _write_prepared(
-    spec: DatasetSpec, records: dict[str, RecordArrays], metadata: dict[str, Any], folder: Path
+    spec: DatasetSpec, records: dict[str, LabelledImages], metadata: dict[str, Any], folder: Path
 ) -> None:
     # Imported here because digits has no need of it.
     import tensorflow_datasets as tfds
@@ -218,13 +224,13 @@ def open_split(
     if split not in SPLITS:
         raise InputError(f"unknown split '{split}': choose from {', '.join(SPLITS)}")
     source = "test" if split == "test" else "train"
-    spec, records, ids = _read(spec, source, data_dir)
+    spec, stored, ids = _read(spec, source, data_dir)
     if split != "test":
         size = spec.val_size if val_size is None else val_size
         chosen = _held_out(len(ids), size, seed, split)
-        records = RecordArrays(images=records.images[chosen], labels=records.labels[chosen])
+        stored = LabelledImages(images=stored.images[chosen], labels=stored.labels[chosen])
         ids = ids[chosen]
-    return ImageSplit(spec=spec, split=split, images=records.images, labels=records.labels, ids=ids)
+    return ImageSplit(spec=spec, split=split, images=stored.images, labels=stored.labels, ids=ids)
 
 
 def _held_out(size: int, val_size: int, seed: int, split: str) -> np.ndarray:
@@ -239,33 +245,48 @@ def _held_out(size: int, val_size: int, seed: int, split: str) -> np.ndarray:
 
 def _read(
     spec: DatasetSpec, source: str, data_dir: str | Path
-) -> tuple[DatasetSpec, RecordArrays, np.ndarray]:
+) -> tuple[DatasetSpec, LabelledImages, np.ndarray]:
     if spec.layout is None:
         return spec, *read_digits()[source]
     folder = _folder(spec.name, data_dir)
+    command = f"run eenet data prepare {spec.name} --data-dir {data_dir}"
     info = folder / "dataset_info.json"
     if not info.is_file():
-        raise InputError(
-            f"'{spec.name}' is not prepared in '{data_dir}':"
-            f" run eenet data prepare {spec.name} --data-dir {data_dir}"
-        )
-    statistics = read_json(folder / "metadata.json", "data set's metadata")
-    spec = dataclasses.replace(spec, mean=tuple(statistics["mean"]), std=tuple(statistics["std"]))
-    return spec, *_read_prepared(folder, source, info.stat().st_mtime_ns)
+        raise InputError(f"'{spec.name}' is not prepared in '{data_dir}': {command}")
+    try:
+        mean, std = _read_statistics(folder)
+        stored, ids = _read_prepared(folder.resolve(), source, info.stat().st_mtime_ns)
+    except _DAMAGE as error:
+        raise InputError(f"'{folder}' is damaged ({error}): {command}") from None
+    return dataclasses.replace(spec, mean=mean, std=std), stored, ids
+
+
+# What a missing or damaged file of a prepared set raises, ArrayRecord's RuntimeError included.
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+
+
+def _read_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    metadata = read_json(folder / "metadata.json", "data set's metadata")
+    return tuple(metadata["mean"]), tuple(metadata["std"])
 
 
 # Training and validation share one read; the time stamp tells a set prepared anew.
 @functools.lru_cache(maxsize=2)
-def _read_prepared(folder: Path, source: str, stamp_ns: int) -> tuple[RecordArrays, np.ndarray]:
+def _read_prepared(
+    folder: Path, source: str, stamp_ns: int
+) -> tuple[LabelledImages, Int64[np.ndarray, " samples"]]:
     del stamp_ns
     # Imported here because digits has no need of it.
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
 
-    examples = tfds.builder_from_directory(folder).as_data_source(source)
-    images, labels, ids = [], [], []
-    for example in examples.__getitems__(list(range(len(examples)))):
-        images.append(example["image"])
-        labels.append(example["label"])
-        ids.append(example["id"])
-    records = RecordArrays(images=np.stack(images), labels=np.asarray(labels, np.int32))
-    return records, np.asarray(ids, np.int64)
+    try:
+        examples = tfds.builder_from_directory(folder).as_data_source(source)
+    except json_format.Error as error:
+        raise ValueError(str(error)) from None
+    rows = examples.__getitems__(list(range(len(examples))))
+    stored = LabelledImages(
+        images=np.stack([row["image"] for row in rows]),
+        labels=np.asarray([row["label"] for row in rows], np.int32),
+    )
+    return stored, np.asarray([row["id"] for row in rows], np.int64)

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from jaxtyping import Int64
 
-from eenet_jax.data.builders.cifar_binary import RecordArrays
+from eenet_jax.data.labelled_images import LabelledImages
 from eenet_jax.data.permutation import permutation
 
 TEST_SIZE = 360
@@ -14,7 +14,7 @@ _GREATEST_GREY = 16
 
 
 @functools.lru_cache(maxsize=1)
-def read_digits() -> dict[str, tuple[RecordArrays, Int64[np.ndarray, " samples"]]]:
+def read_digits() -> dict[str, tuple[LabelledImages, Int64[np.ndarray, " samples"]]]:
     """The 1,797 images, greys 0..16 scaled to 0..255, as 1,437 for training and 360 for test.
 
     Returns:
@@ -28,7 +28,7 @@ def read_digits() -> dict[str, tuple[RecordArrays, Int64[np.ndarray, " samples"]
     labels = labels.astype(np.int32)
     is_test = _stratified(labels, TEST_SIZE)
     return {
-        split: (RecordArrays(images=images[ids], labels=labels[ids]), ids)
+        split: (LabelledImages(images=images[ids], labels=labels[ids]), ids)
         for split, ids in (("train", np.flatnonzero(~is_test)), ("test", np.flatnonzero(is_test)))
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from eenet_jax.data.builders.cifar_binary import RecordArrays
+from eenet_jax.data.labelled_images import LabelledImages
 
 VERSION = "1.0.0"
 
@@ -23,7 +23,7 @@ class _CifarBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(
         self,
         *,
-        records: Mapping[str, RecordArrays],
+        records: Mapping[str, LabelledImages],
         class_names: tuple[str, ...],
         metadata: Mapping[str, Any],
         data_dir: str,

@@ -6,9 +6,9 @@ red, the green and the blue plane, each 32 x 32, row by row.
 
 import dataclasses
 import hashlib
+import http.client
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Mapping
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 
+from eenet_jax.data.labelled_images import LabelledImages
 from eenet_jax.errors import InputError
 
 DOWNLOAD_TIMEOUT_S = 30
@@ -77,20 +78,7 @@ CIFAR100 = BinaryLayout(
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class RecordArrays:
-    """One split in the publisher's order.
-
-    Attributes:
-      images: uint8 [samples, height, width, channels].
-      labels: int32 [samples].
-    """
-
-    images: UInt8[np.ndarray, "samples height width channels"]
-    labels: Int32[np.ndarray, " samples"]
-
-
-def read_binary(layout: BinaryLayout, source: str | Path | None) -> dict[str, RecordArrays]:
+def read_binary(layout: BinaryLayout, source: str | Path | None) -> dict[str, LabelledImages]:
     """Read and check every split.
 
     Args:
@@ -105,10 +93,7 @@ def read_binary(layout: BinaryLayout, source: str | Path | None) -> dict[str, Re
       InputError: nothing there, a wrong checksum, a truncated file, a label out of range, or
         the publisher can't be reached.
     """
-    if source is None:
-        contents = _downloaded(layout)
-    else:
-        contents = _from_path(layout, Path(source))
+    contents = _downloaded(layout) if source is None else _from_path(layout, Path(source))
     return {split: _decode_split(layout, files, contents) for split, files in layout.files.items()}
 
 
@@ -175,7 +160,7 @@ def _downloaded(layout: BinaryLayout) -> dict[str, bytes]:
             with urllib.request.urlopen(layout.url, timeout=DOWNLOAD_TIMEOUT_S) as response:
                 while chunk := response.read(_CHUNK_BYTES):
                     archive.write(chunk)
-        except (OSError, urllib.error.URLError) as error:
+        except (OSError, http.client.HTTPException) as error:
             raise InputError(
                 f"can't download {layout.url} ({error}): fetch it elsewhere and pass"
                 " --from FOLDER with the archive in it"
@@ -186,15 +171,15 @@ def _downloaded(layout: BinaryLayout) -> dict[str, bytes]:
 
 def _decode_split(
     layout: BinaryLayout, files: tuple[tuple[str, int], ...], contents: Mapping[str, bytes]
-) -> RecordArrays:
+) -> LabelledImages:
     parts = [_decode_file(layout, name, count, contents[name]) for name, count in files]
-    return RecordArrays(
+    return LabelledImages(
         images=np.concatenate([part.images for part in parts]),
         labels=np.concatenate([part.labels for part in parts]),
     )
 
 
-def _decode_file(layout: BinaryLayout, name: str, count: int, content: bytes) -> RecordArrays:
+def _decode_file(layout: BinaryLayout, name: str, count: int, content: bytes) -> LabelledImages:
     expected = count * layout.record_bytes
     if len(content) != expected:
         raise InputError(
@@ -205,7 +190,7 @@ def _decode_file(layout: BinaryLayout, name: str, count: int, content: bytes) ->
     label_bytes, pixels = np.split(records, [len(layout.label_classes)], axis=1)
     _check_labels(layout, name, label_bytes)
     planes = pixels.reshape(count, _PLANES, _SIDE, _SIDE)
-    return RecordArrays(
+    return LabelledImages(
         images=np.ascontiguousarray(planes.transpose(0, 2, 3, 1)),
         labels=label_bytes[:, -1].astype(np.int32),
     )
