@@ -1,0 +1,225 @@
+"""Settings of an experiment: frozen dataclasses, validated as they are made."""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from eenet_jax.errors import InputError
+
+
+def _require(holds: bool, name: str, value: Any, remedy: str) -> None:
+    if not holds:
+        raise InputError(f"{name} is {value!r}: {remedy}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What to train on.
+
+    Attributes:
+      dataset: A name in the registry (`eenet data list`).
+      val_size: Training images held out for the scheduler, never augmented.
+      batch_size: Images in a training step.
+      eval_batch_size: Images in an evaluation step.
+      augmentation: Of training images: "none", "shift" (one pixel) or "pad_crop_flip".
+      split_seed: Chooses which training images are held out.
+    """
+
+    dataset: str
+    val_size: int = 5000
+    batch_size: int = 128
+    eval_batch_size: int = 256
+    augmentation: Literal["none", "shift", "pad_crop_flip"] = "pad_crop_flip"
+    split_seed: int = 0
+
+    def __post_init__(self):
+        for name in ("val_size", "batch_size", "eval_batch_size"):
+            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Which network.
+
+    Attributes:
+      name: As `eenet_jax.networks.build` takes it.
+      overrides: Settings of its builder.
+    """
+
+    name: str
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train. The defaults are the published CIFAR recipe.
+
+    Attributes:
+      epochs: Passes over the training split.
+      optimizer: "sgd" (momentum, L2 added to the gradient) or "adamw".
+      learning_rate: The peak.
+      schedule: "step" (divided by 10 at each of `decay_epochs`) or "cosine" (to zero).
+      decay_epochs: For "step".
+      warmup_epochs: Linear warm-up from zero, before either schedule.
+      momentum: Of SGD.
+      nesterov: Whether SGD's momentum is Nesterov's.
+      weight_decay: L2 coefficient for SGD, decoupled for AdamW.
+      loss_weights: Exit k's weight: "linear" (∝ k) or "uniform"; they sum to 1.
+      distillation_weight: α of late self-distillation from the last exit; 0 for none. The
+        published 0.01 is divided by the number of classes, so 0.001 for CIFAR-10.
+      distillation_start: Share of the training after which distillation begins.
+      distillation_temperature: T.
+      checkpoint_every: Steps between checkpoints; one is also written after every epoch.
+      keep_checkpoints: The newest that are kept.
+    """
+
+    epochs: int = 150
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    schedule: Literal["step", "cosine"] = "step"
+    decay_epochs: tuple[int, ...] = (50, 100)
+    warmup_epochs: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    loss_weights: Literal["linear", "uniform"] = "linear"
+    distillation_weight: float = 0.001
+    distillation_start: float = 0.75
+    distillation_temperature: float = 3.0
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        for name in ("epochs", "checkpoint_every", "keep_checkpoints"):
+            _require(
+                getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "give 1 or more"
+            )
+        for name in ("learning_rate", "distillation_temperature"):
+            _require(
+                getattr(self, name) > 0, f"training.{name}", getattr(self, name), "give more than 0"
+            )
+        for name in ("weight_decay", "distillation_weight", "warmup_epochs"):
+            _require(
+                getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "give 0 or more"
+            )
+        for name, value in (
+            ("momentum", self.momentum),
+            ("distillation_start", self.distillation_start),
+        ):
+            _require(0 <= value <= 1, f"training.{name}", value, "give a number from 0 to 1")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        choices = {
+            "optimizer": ("sgd", "adamw"),
+            "schedule": ("step", "cosine"),
+            "loss_weights": ("linear", "uniform"),
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            _require(value in known, f"training.{name}", value, f"choose one of {', '.join(known)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One training run.
+
+    Attributes:
+      name: Of the run, and of its folder unless another is given.
+      data: What to train on.
+      network: Which network.
+      training: How.
+      budgets: Shares of the full network's cost at which policies are compared by default.
+      seed: Of the weights, the data order and the augmentation.
+    """
+
+    name: str
+    data: DataConfig
+    network: NetworkConfig
+    training: TrainingConfig = TrainingConfig()
+    budgets: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as JSON values; two configs are equal if and only if these are."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def from_json(value: Mapping[str, Any]) -> ExperimentConfig:
+    """The inverse of `ExperimentConfig.to_json`.
+
+    Raises:
+      InputError: a setting is unknown or missing.
+    """
+    parts = {"data": DataConfig, "network": NetworkConfig, "training": TrainingConfig}
+    try:
+        made = {name: kind(**_tuples(value[name])) for name, kind in parts.items()}
+        return ExperimentConfig(**{**_tuples(value), **made})
+    except InputError:
+        raise
+    except (KeyError, TypeError) as error:
+        raise InputError(f"this is no experiment's config ({error}): make the run again") from None
+
+
+def _tuples(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+
+
+def load_config(path: str | Path) -> ExperimentConfig:
+    """The result of `get_config()` in a Python file.
+
+    Raises:
+      InputError: the file is missing, fails, or defines no `get_config`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no config file at '{path}': check the path")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"config '{path}' fails ({type(error).__name__}: {error})") from None
+    if not isinstance(config, ExperimentConfig):
+        raise InputError(f"config '{path}' returns {type(config).__name__}: return ExperimentConfig")
+    return config
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings in which two JSON configs differ, as `section.name: old → new`."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} → {after}")
+    return found
+
+
+CONFIG_FOLDERS = (
+    Path("experiments/configs"),
+    Path(__file__).resolve().parent.parent / "experiments" / "configs",
+)
+
+
+def find_config(name: str) -> ExperimentConfig:
+    """A config by its file's path, or by its name in `experiments/configs/`.
+
+    Raises:
+      InputError: there is no such config, or it fails.
+    """
+    if name.endswith(".py"):
+        return load_config(name)
+    for folder in CONFIG_FOLDERS:
+        if (folder / f"{name}.py").is_file():
+            return load_config(folder / f"{name}.py")
+    known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.py")})
+    raise InputError(f"no config '{name}': give a .py file or one of {', '.join(known)}")

@@ -1,0 +1,174 @@
+"""FLOPs and measured latency to each exit → `CostTable`.
+
+MACs are counted from the traced stages: multiply-accumulates of convolutions and matrix
+products, which is what the literature calls FLOPs. Earlier exit heads are included, for a
+sample that leaves at exit k has gone through them.
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.types import CostTable, PyTree
+
+
+def count_costs(network: MultiExitNetwork) -> CostTable:
+    """Multiply-accumulates to each exit for one sample, in millions.
+
+    Returns:
+      A table in MMACs; its field `compiler_mflops` has the compiler's own count of floating
+      point operations to each exit (None where the compiler gives none).
+    """
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    macs, flops, carry = [], [], network.example()
+    for k in range(network.num_exits):
+        run_stage, run_head = _pieces(network, k)
+        macs += [_traced_macs(run_stage, variables, carry)]
+        flops += [_compiled_flops(run_stage, variables, carry)]
+        carry = jax.eval_shape(run_stage, variables, carry)
+        macs[-1] += _traced_macs(run_head, variables, carry)
+        flops[-1] = _sum(flops[-1], _compiled_flops(run_head, variables, carry))
+    return CostTable(
+        unit="MMACs",
+        costs=tuple(float(total) / 1e6 for total in np.cumsum(macs)),
+        extra={"compiler_mflops": _cumulated_mflops(flops)},
+    )
+
+
+def _pieces(network: MultiExitNetwork, k: int) -> tuple[Callable, Callable]:
+    return (
+        lambda variables, carry: network.stage(k, variables, carry, False, None)[0],
+        lambda variables, carry: network.head(k, variables, carry, False, None)[0],
+    )
+
+
+def _traced_macs(run: Callable, variables: PyTree, carry: PyTree) -> int:
+    return count_macs(jax.make_jaxpr(run)(variables, carry).jaxpr)
+
+
+def count_macs(jaxpr: Any) -> int:
+    """Multiply-accumulates of the convolutions and matrix products in a jaxpr, nested ones included."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            total += _dot_macs(equation)
+        elif equation.primitive.name == "conv_general_dilated":
+            total += _conv_macs(equation)
+        else:
+            total += sum(count_macs(inner) for inner in _inner_jaxprs(equation))
+    return total
+
+
+def _dot_macs(equation: Any) -> int:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    return int(np.prod(equation.outvars[0].aval.shape)) * int(np.prod([left[i] for i in contracted]))
+
+
+def _conv_macs(equation: Any) -> int:
+    kernel = equation.invars[1].aval.shape
+    outputs = equation.params["dimension_numbers"].rhs_spec[0]
+    per_output = int(np.prod(kernel)) // kernel[outputs]
+    return int(np.prod(equation.outvars[0].aval.shape)) * per_output
+
+
+def _inner_jaxprs(equation: Any) -> list[Any]:
+    found = []
+    for value in equation.params.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(each, "jaxpr", each)
+            if getattr(inner, "eqns", None) is not None:
+                found.append(inner)
+    return found
+
+
+def _compiled_flops(run: Callable, variables: PyTree, carry: PyTree) -> float | None:
+    analysis = jax.jit(run).lower(variables, carry).cost_analysis()
+    return None if not analysis else analysis.get("flops")
+
+
+def _sum(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def _cumulated_mflops(flops: Sequence[float | None]) -> list[float] | None:
+    known = [value for value in flops if value is not None]
+    if len(known) < len(flops):
+        return None
+    return [float(total) / 1e6 for total in np.cumsum(known)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Repeated measurements of one call.
+
+    Attributes:
+      median_s: Seconds.
+      spread_s: Greatest minus least, seconds.
+      repeats: How many.
+    """
+
+    median_s: float
+    spread_s: float
+    repeats: int
+
+
+def measure(run: Callable[[], Any], repeats: int = 7) -> Timing:
+    """Time a call, after one that warms up; every result is waited for."""
+    jax.block_until_ready(run())
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return Timing(
+        median_s=statistics.median(seconds), spread_s=max(seconds) - min(seconds), repeats=repeats
+    )
+
+
+def measure_latency(
+    network: MultiExitNetwork,
+    variables: PyTree,
+    *,
+    batch_size: int = 1,
+    repeats: int = 21,
+    device: str = "",
+) -> CostTable:
+    """Milliseconds from a batch's arrival to each exit's logits, stages run one at a time.
+
+    Args:
+      network: To measure.
+      variables: Its weights.
+      batch_size: Samples in a batch; the latency is the batch's.
+      repeats: Timed runs of each stage; the median counts.
+      device: Name written into the table.
+
+    Returns:
+      A table in ms. Its fields `stage_ms` and `head_ms` have the parts, `spread_ms` the
+      greatest minus the least of each exit's summed parts.
+    """
+    carry, stage_ms, head_ms, spread_ms = network.example(batch_size), [], [], []
+    for k in range(network.num_exits):
+        run_stage, run_head = (jax.jit(piece) for piece in _pieces(network, k))
+        stage = measure(lambda run=run_stage, x=carry: run(variables, x), repeats)
+        carry = run_stage(variables, carry)
+        head = measure(lambda run=run_head, x=carry: run(variables, x), repeats)
+        stage_ms.append(stage.median_s * 1e3)
+        head_ms.append(head.median_s * 1e3)
+        spread_ms.append((stage.spread_s + head.spread_s) * 1e3)
+    extra = {
+        "stage_ms": stage_ms,
+        "head_ms": head_ms,
+        "spread_ms": spread_ms,
+        "batch_size": batch_size,
+        "repeats": repeats,
+        "device": device,
+    }
+    costs = tuple(float(total) for total in np.cumsum(np.add(stage_ms, head_ms)))
+    return CostTable(unit="ms", costs=costs, extra=extra)

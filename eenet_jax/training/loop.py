@@ -1,0 +1,201 @@
+"""The training loop."""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eenet_jax import networks
+from eenet_jax.config import ExperimentConfig
+from eenet_jax.data import datasets, pipeline
+from eenet_jax.errors import InputError
+from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.training import step as steps
+from eenet_jax.training.checkpoint import Checkpoints, describe
+from eenet_jax.training.metrics import MetricsLog, Window
+from eenet_jax.training.optimizer import learning_rate, optimizer
+from eenet_jax.training.run import RunFolder
+from eenet_jax.training.state import TrainState, create_state
+
+LOG_EVERY = 50
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def train(config: ExperimentConfig, out: str | Path, data_dir: str | Path = "data") -> TrainState:
+    """Train, or continue the run in `out` from its last checkpoint.
+
+    Args:
+      config: Of the run.
+      out: The run's folder.
+      data_dir: Where prepared data sets lie.
+
+    Returns:
+      The final state.
+
+    Raises:
+      InputError: the data set is not prepared, the folder holds another run, or the loss
+        became NaN (the last good checkpoint is kept).
+    """
+    splits = {
+        name: datasets.open_split(
+            config.data.dataset,
+            name,
+            data_dir=data_dir,
+            val_size=config.data.val_size,
+            seed=config.data.split_seed,
+        )
+        for name in ("train", "val")
+    }
+    network = build_network(config, splits["train"].spec)
+    folder = RunFolder(Path(out))
+    folder.claim(config, str(data_dir))
+    batches = pipeline.train_batches(
+        splits["train"], batch_size=config.data.batch_size, seed=config.seed
+    )
+    epoch_steps = pipeline.steps_per_epoch(splits["train"], config.data.batch_size)
+    trainer = _Trainer(config, network, splits, folder, epoch_steps)
+    keep = config.training.keep_checkpoints
+    with Checkpoints(folder.checkpoints, keep, warn) as checkpoints:
+        return trainer.run(batches, checkpoints)
+
+
+def build_network(config: ExperimentConfig, spec: datasets.DatasetSpec) -> MultiExitNetwork:
+    """The config's network, for the data set's classes and image size."""
+    settings = {"num_classes": spec.num_classes, "input_shape": spec.image_shape}
+    network = networks.build(config.network.name, **{**settings, **config.network.overrides})
+    if network.num_classes != spec.num_classes or network.input_shape != tuple(spec.image_shape):
+        raise InputError(
+            f"network '{config.network.name}' takes {network.input_shape} and gives"
+            f" {network.num_classes} classes, but {spec.name} has {spec.image_shape} and"
+            f" {spec.num_classes}: drop those overrides"
+        )
+    return network
+
+
+def evaluate(step: steps.EvalStep, variables: Any, split: Any, batch_size: int) -> dict[str, Any]:
+    """Mean loss and per-exit accuracy over every sample of a split."""
+    batches = pipeline.eval_batches(split, batch_size=batch_size)
+    sums = jax.device_get([step(variables, batch) for batch in batches])
+    count = sum(int(each["count"]) for each in sums)
+    correct = np.sum([each["correct"] for each in sums], axis=0)
+    return {
+        "loss": float(sum(float(each["loss"]) for each in sums) / count),
+        "accuracy": [float(value) for value in correct / count],
+    }
+
+
+class _Trainer:
+    """What stays the same from step to step of one run."""
+
+    def __init__(self, config, network, splits, folder: RunFolder, epoch_steps: int):
+        self.config, self.network, self.splits, self.folder = config, network, splits, folder
+        self.epoch_steps = epoch_steps
+        self.total_steps = config.training.epochs * epoch_steps
+        self.optimizer = optimizer(config.training, epoch_steps)
+        self.rate = learning_rate(config.training, epoch_steps)
+        spec = splits["train"].spec
+        self.step = steps.make_train_step(network, self.optimizer, config, spec, self.total_steps)
+        self.eval_step = steps.make_eval_step(network, config, spec)
+        self.all_finite = jax.jit(
+            lambda tree: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+        )
+
+    def create(self) -> TrainState:
+        return create_state(self.network, self.optimizer, jax.random.key(self.config.seed))
+
+    def run(self, batches: Any, checkpoints: Checkpoints) -> TrainState:
+        """Restore → step → log → evaluate → save, till the last step."""
+        restored = checkpoints.restore(jax.eval_shape(self.create), self.network, batches)
+        state, metadata = restored or (self.create(), {"step": 0, "seconds": 0.0})
+        if metadata["step"] >= self.total_steps and self.folder.summary():
+            print(f"'{self.folder.path}' is finished: {self.total_steps} steps; nothing to do")
+            return state
+        started = time.monotonic() - metadata["seconds"]
+        window = Window()
+        with MetricsLog(self.folder.path, metadata["step"]) as log, _progress() as progress:
+            bar = progress.add_task("training", total=self.total_steps, completed=metadata["step"])
+            for step in range(metadata["step"] + 1, self.total_steps + 1):
+                state, metrics = self.step(state, next(batches))
+                window.add(metrics)
+                ends_epoch = step % self.epoch_steps == 0
+                saves = ends_epoch or step % self.config.training.checkpoint_every == 0
+                if saves or step % LOG_EVERY == 0:
+                    seconds = time.monotonic() - started
+                    self._log_training(log, window, step, seconds)
+                if ends_epoch:
+                    self._log_validation(log, progress, state, step, time.monotonic() - started)
+                if saves:
+                    self._save(checkpoints, state, batches, time.monotonic() - started)
+                progress.update(bar, completed=step)
+        self._finish(state, time.monotonic() - started)
+        return state
+
+    def _log_training(self, log: MetricsLog, window: Window, step: int, seconds: float) -> None:
+        loss, accuracy = window.take(step)
+        log.write(
+            {
+                "step": step,
+                "epoch": step / self.epoch_steps,
+                "split": "train",
+                "loss": loss,
+                "accuracy": accuracy,
+                "lr": float(self.rate(step - 1)),
+                "seconds": round(seconds, 3),
+            }
+        )
+
+    def _log_validation(self, log, progress: Progress, state, step: int, seconds: float) -> None:
+        size = self.config.data.eval_batch_size
+        result = evaluate(self.eval_step, state.variables, self.splits["val"], size)
+        epoch = step // self.epoch_steps
+        line = {"step": step, "epoch": epoch, "split": "val", **result}
+        log.write({**line, "seconds": round(seconds, 3)})
+        shares = "  ".join(f"{share:.4f}" for share in result["accuracy"])
+        progress.console.print(
+            f"epoch {epoch:>3}/{self.config.training.epochs}  loss {result['loss']:.4f}"
+            f"  validation accuracy per exit  {shares}"
+        )
+
+    def _save(self, checkpoints: Checkpoints, state, batches: Any, seconds: float) -> None:
+        if not self.all_finite((state.params, state.batch_stats)):
+            raise InputError(
+                f"the weights are NaN or infinite at step {int(state.step)}: lower"
+                " training.learning_rate; the last good checkpoint is kept"
+            )
+        metadata = {"network": describe(self.network), "seconds": seconds}
+        checkpoints.save(state, batches, {**metadata, "config": self.config.to_json()})
+
+    def _finish(self, state: TrainState, seconds: float) -> None:
+        images = self.total_steps * self.config.data.batch_size
+        self.folder.finish(
+            {
+                "train_seconds": round(seconds, 1),
+                "steps": self.total_steps,
+                "images_per_second": round(images / seconds, 1),
+            }
+        )
+
+
+@contextlib.contextmanager
+def _progress():
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, left"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield progress

@@ -1,0 +1,106 @@
+"""A run's folder: which config it belongs to, and whether it is finished."""
+
+import dataclasses
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from eenet_jax import config as configs
+from eenet_jax.artifacts import read_json, write_json
+from eenet_jax.config import ExperimentConfig
+from eenet_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The folder of one training run: `config.json`, `checkpoints/`, `metrics.jsonl`, `run.json`.
+
+    Attributes:
+      path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def claim(self, config: ExperimentConfig, data_dir: str) -> None:
+        """Make the folder this config's own, or check that it is.
+
+        Raises:
+          InputError: it holds a run of another config; nothing is changed.
+        """
+        described = self.path / "config.json"
+        if not described.exists():
+            write_json(described, {**config.to_json(), "data_dir": data_dir})
+            return
+        # Through the dataclasses, so that a setting added since then counts as its default.
+        old = self.config()[0].to_json()
+        found = configs.differences(old, config.to_json())
+        if found:
+            raise InputError(
+                f"'{self.path}' holds a run of another config ({'; '.join(found)}): give another"
+                " --out, or the same settings to continue it"
+            )
+
+    def config(self) -> tuple[ExperimentConfig, str]:
+        """The config and the data folder that the run was started with.
+
+        Raises:
+          InputError: the folder holds no run.
+        """
+        if not (self.path / "config.json").exists():
+            raise InputError(f"'{self.path}' holds no run: make one with `eenet train`")
+        value = dict(read_json(self.path / "config.json", "config"))
+        data_dir = value.pop("data_dir", "data")
+        return configs.from_json(value), data_dir
+
+    def summary(self) -> dict[str, Any]:
+        """`run.json`, written when training ended; empty before."""
+        path = self.path / "run.json"
+        return read_json(path, "run summary") if path.exists() else {}
+
+    def finish(self, numbers: Mapping[str, Any]) -> None:
+        """Write `run.json`: what was run, where, and the numbers."""
+        write_json(self.path / "run.json", {**environment(), **numbers})
+
+
+def environment() -> dict[str, Any]:
+    """What a measured number depends on: command, device, host, versions."""
+    device = jax.devices()[0]
+    return {
+        "command": " ".join(["eenet", *sys.argv[1:]]),
+        "device": device_name(),
+        "platform": device.platform,
+        "host": f"{platform.machine()}, {_cores()} cores",
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def device_name() -> str:
+    """The accelerator's name, or the processor's."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{len(jax.devices())} × {device.device_kind}"
+    return f"{_processor()}, {_cores()} cores"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

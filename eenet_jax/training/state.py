@@ -1,0 +1,47 @@
+"""What training carries from step to step."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.types import PyTree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """Immutable; every step makes a new one.
+
+    Attributes:
+      step: Steps taken, int32 scalar.
+      params: Of all stages and heads.
+      batch_stats: Running statistics of BatchNorm.
+      opt_state: Of the optimizer.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """As `MultiExitNetwork.apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+    network: MultiExitNetwork, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Fresh weights, step 0."""
+    variables = network.init(key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+    )

@@ -1,0 +1,93 @@
+"""The jitted steps: train all exits jointly; evaluate them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from eenet_jax.config import ExperimentConfig
+from eenet_jax.data import augment
+from eenet_jax.data.datasets import DatasetSpec
+from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.training import losses
+from eenet_jax.training.state import TrainState
+
+Batch = Mapping[str, Any]
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, Batch], Metrics]
+
+
+def make_train_step(
+    network: MultiExitNetwork,
+    optimizer: optax.GradientTransformation,
+    config: ExperimentConfig,
+    spec: DatasetSpec,
+    total_steps: int,
+) -> TrainStep:
+    """A jitted function (state, batch) → (state, metrics) that donates the state.
+
+    Args:
+      network: To train.
+      optimizer: From `training.optimizer`.
+      config: Of the run.
+      spec: Of the data set; images arrive as uint8 and are augmented and normalised here.
+      total_steps: Of the whole run; decides when distillation begins.
+    """
+    weights = losses.exit_weights(config.training.loss_weights, network.num_exits)
+    settings = config.training
+    distil_from = settings.distillation_start * total_steps
+
+    def loss_of(params, state, images, labels, key):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, statistics = network.apply_train(variables, images, key)
+        loss = losses.joint_cross_entropy(logits, labels, weights)
+        if settings.distillation_weight > 0:
+            share = settings.distillation_weight * (state.step >= distil_from)
+            loss += share * losses.self_distillation(logits, settings.distillation_temperature)
+        return loss, (logits, statistics)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        crop_key, network_key = jax.random.split(key)
+        images = augment.augment(crop_key, batch["image"], config.data.augmentation)
+        images = augment.normalize(images, spec.mean, spec.std)
+        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
+            state.params, state, images, batch["label"], network_key
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=statistics,
+            opt_state=opt_state,
+        )
+        correct = logits.argmax(-1) == batch["label"][None]
+        return new, {"loss": loss, "accuracy": correct.mean(1)}
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(network: MultiExitNetwork, config: ExperimentConfig, spec: DatasetSpec) -> EvalStep:
+    """A jitted function (variables, padded batch) → sums over its real samples.
+
+    The sums are `loss` (weighted as in training), `correct` [exits] and `count`.
+    """
+    weights = losses.exit_weights(config.training.loss_weights, network.num_exits)
+
+    @jax.jit
+    def step(variables: Any, batch: Batch) -> Metrics:
+        logits = network.apply(variables, augment.normalize(batch["image"], spec.mean, spec.std))
+        mask = batch["mask"]
+        shared = jnp.broadcast_to(batch["label"], logits.shape[:2])
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, shared)
+        correct = (logits.argmax(-1) == batch["label"][None]) & mask[None]
+        return {
+            "loss": weights @ jnp.where(mask[None], each, 0).sum(1),
+            "correct": correct.sum(1),
+            "count": mask.sum(),
+        }
+
+    return step
