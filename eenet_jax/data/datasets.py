@@ -143,26 +143,35 @@ def get(name: str) -> DatasetSpec:
     return _SPECS[name]
 
 
-def prepare(name: str, *, data_dir: str | Path, source: str | Path | None = None) -> Path | None:
+def prepare(
+    name: str,
+    *,
+    data_dir: str | Path,
+    source: str | Path | None = None,
+    layout: BinaryLayout | None = None,
+) -> Path | None:
     """Make a set ready to be opened, in one step: all of it is there afterwards, or nothing is.
 
     Args:
       name: The data set.
       data_dir: The folder that holds the prepared sets.
-      source: A folder with the publisher's archive or what is unpacked from it; None
-        downloads the archive.
+      source: A folder with the publisher's archive or what is unpacked from it, or the
+        archive; None downloads it.
+      layout: What the archive holds, where it isn't the publisher's own (a subset, say).
 
     Returns:
       The folder written; None for an embedded set, which needs no preparation.
 
     Raises:
-      InputError: an unknown set, a missing, truncated or wrong archive, no network.
+      InputError: an unknown set; a missing, truncated or wrong archive; no network; a folder
+        that can't be written.
     """
     spec = get(name)
-    if spec.layout is None:
+    layout = layout or spec.layout
+    if layout is None:
         return None
     # All of it is read and checked before anything is written.
-    records = cifar_binary.read_binary(spec.layout, source)
+    records = cifar_binary.read_binary(layout, source)
     mean, std = channel_statistics(records["train"].images)
     folder = _folder(name, data_dir)
     try:
