@@ -290,7 +290,7 @@ def _read_prepared(
     from google.protobuf import json_format
 
     try:
-        examples = tfds.builder_from_directory(folder).as_data_source(source)
+        examples = tfds.builder_from_directory(folder).as_data_source(split=source)
     except json_format.Error as error:
         raise ValueError(str(error)) from None
     rows = examples.__getitems__(list(range(len(examples))))

@@ -7,13 +7,13 @@ red, the green and the blue plane, each 32 x 32, row by row.
 import dataclasses
 import hashlib
 import http.client
+import io
 import tarfile
 import tempfile
 import urllib.request
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -121,7 +121,9 @@ def _read_file(path: Path) -> bytes:
         raise InputError(f"can't read '{path}' ({reason}): unpack the archive again") from None
 
 
-def _from_archive(layout: BinaryLayout, archive: IO[bytes], origin: str) -> dict[str, bytes]:
+def _from_archive(
+    layout: BinaryLayout, archive: io.BufferedIOBase, origin: str
+) -> dict[str, bytes]:
     _check_md5(layout, archive, origin)
     # Members are read, never extracted, so that no path in an archive reaches the disk.
     try:
@@ -143,7 +145,7 @@ def _read_member(layout: BinaryLayout, tar: tarfile.TarFile, name: str, origin: 
     return member.read()
 
 
-def _check_md5(layout: BinaryLayout, archive: IO[bytes], origin: str) -> None:
+def _check_md5(layout: BinaryLayout, archive: io.BufferedIOBase, origin: str) -> None:
     found = hashlib.file_digest(archive, "md5").hexdigest()
     archive.seek(0)
     if layout.md5 not in (None, found):
