@@ -290,7 +290,9 @@ def _read_prepared(
     from google.protobuf import json_format
 
     try:
-        examples = tfds.builder_from_directory(folder).as_data_source(split=source)
+        builder = tfds.builder_from_directory(folder)
+        # TFDS's decorator hides the method's parameters from type checkers.
+        examples = builder.as_data_source(source)  # pyright: ignore[reportCallIssue]
     except json_format.Error as error:
         raise ValueError(str(error)) from None
     rows = examples.__getitems__(list(range(len(examples))))
