@@ -1,0 +1,398 @@
+"""The frontier: policies by budget by split, fitted, evaluated, and written as artifacts."""
+
+import csv
+import dataclasses
+import io
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from eenet_jax.artifacts import replacing_folder, write_json, write_text
+from eenet_jax.errors import InputError
+from eenet_jax.policies.fit import (
+    BASELINES,
+    POLICY_NAMES,
+    check_policy_name,
+    fit_problem,
+    parse_budget,
+    setting_names,
+    settings_of,
+)
+from eenet_jax.policies.oracle import oracle_exits
+from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.problem import Problem
+from eenet_jax.scheduler.simulation import outcome
+from eenet_jax.types import CostTable, ExitPredictions
+
+LEADING_COLUMNS = ("policy", "budget", "split", "accuracy", "cost")
+COMPARISON_COLUMNS = (
+    "budget",
+    "baseline",
+    "eenet_accuracy",
+    "baseline_accuracy",
+    "difference",
+    "half_width_95",
+)
+NORMAL_QUANTILE_95 = 1.959964
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrontierRow:
+    """One policy at one budget on one split.
+
+    Attributes:
+      policy: Its name; `static` and `oracle` are always among them.
+      budget: The budget, in the cost table's unit.
+      budget_text: The budget as it was typed.
+      split: "val" or "test".
+      accuracy: Mean `correct` at the chosen exits, a fraction.
+      cost: Realised mean cost, in the cost table's unit.
+      exit_rates: Share of the samples that leaves at each exit.
+      extra: Further columns: `n`, `accuracy_se`, and for dense prediction `miou` and
+        `pixel_accuracy`.
+    """
+
+    policy: str
+    budget: float
+    budget_text: str
+    split: str
+    accuracy: float
+    cost: float
+    exit_rates: tuple[float, ...]
+    extra: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairedDifference:
+    """A difference of means over the same samples.
+
+    Attributes:
+      mean: First minus second.
+      half_width: Half the width of its 95 % interval.
+    """
+
+    mean: float
+    half_width: float
+
+
+def paired_interval(
+    first: Float[np.ndarray, " samples"], second: Float[np.ndarray, " samples"]
+) -> PairedDifference:
+    """The difference of two policies' accuracies on the same samples, with its 95 % interval.
+
+    Args:
+      first: `correct` of each sample at the first policy's exits.
+      second: The same for the second policy.
+    """
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    spread = difference.std(ddof=1) if difference.size > 1 else 0.0
+    half_width = NORMAL_QUANTILE_95 * spread / np.sqrt(difference.size)
+    return PairedDifference(mean=float(difference.mean()), half_width=float(half_width))
+
+
+def fit_frontier(
+    predictions_path: str | Path,
+    test_path: str | Path | None,
+    costs: CostTable | str | Path | Sequence[float],
+    budgets: Sequence[str | float],
+    policies: Sequence[str],
+    seed: int,
+    out: str | Path,
+    **settings: Any,
+) -> list[FrontierRow]:
+    """Fit policies on validation predictions, evaluate them, and write what came out.
+
+    Everything given is checked before anything is fitted, everything is fitted before
+    anything is written, and `frontier.csv` is written last.
+
+    Args:
+      predictions_path: `.npz` of validation predictions.
+      test_path: `.npz` of test predictions, or None for validation rows alone.
+      costs: Cost of each exit, as `CostTable.parse` takes it.
+      budgets: Average costs per sample, in the table's unit; kept as typed.
+      policies: Names; `static` and `oracle` are added.
+      seed: Draws everything random.
+      out: Folder to write `frontier.csv`, `policies/`, `fit.json` and, with test
+        predictions, `comparison.csv` into.
+      **settings: Settings of the learned policies; each goes to those that know it.
+
+    Returns:
+      The rows of `frontier.csv`.
+
+    Raises:
+      InputError: an argument is unknown or out of range, or files are no good.
+    """
+    names = _policy_names(policies)
+    chosen = _settings_by_policy(names, settings)
+    texts = _budget_texts(budgets)
+    splits = _load_splits(predictions_path, test_path)
+    values = tuple(parse_budget(text) for text in texts)
+    problem = Problem(predictions=splits["val"], costs=CostTable.parse(costs), budgets=values)
+    started = time.perf_counter()
+    fitted, seconds = _fit_all(problem, names, chosen, seed)
+    exits = {
+        (name, place, split): policy.decide(predictions.probs, predictions.measures)
+        for split, predictions in splits.items()
+        for name, each in fitted.items()
+        for place, policy in enumerate(each)
+    } | _oracle(problem, splits)
+    rows = _rows(exits, splits, problem, texts)
+    record = {
+        "predictions": str(predictions_path),
+        "test": None if test_path is None else str(test_path),
+        "costs": list(problem.costs.costs),
+        "unit": problem.costs.unit,
+        "seed": seed,
+        "policies": [*names],
+        "budgets": texts,
+        "settings": {name: dataclasses.asdict(each) for name, each in chosen.items() if each},
+        "seconds": time.perf_counter() - started,
+        "seconds_by_policy": seconds,
+        "device": jax.devices()[0].device_kind,
+        "backend": jax.default_backend(),
+    }
+    comparison = _comparison(exits, splits, fitted, texts)
+    _write(Path(out), rows, fitted, texts, comparison, record)
+    return rows
+
+
+def _policy_names(policies: Sequence[str]) -> tuple[str, ...]:
+    """The names given, in order, `static` among them; `oracle` is a bound and needs no fit."""
+    if isinstance(policies, str):
+        policies = policies.split(",")
+    names = [name.strip() for name in policies]
+    if not names:
+        raise InputError(f"no policies: give some of {', '.join(POLICY_NAMES)}")
+    for name in names:
+        if name != "oracle":
+            check_policy_name(name)
+        if names.count(name) > 1:
+            raise InputError(f"policy '{name}' is given twice: give it once")
+    fitted = [name for name in names if name != "oracle"]
+    return (*fitted, *(() if "static" in fitted else ("static",)))
+
+
+def _settings_by_policy(names: tuple[str, ...], settings: Mapping[str, Any]) -> dict[str, Any]:
+    known = {setting for name in names for setting in setting_names(name)}
+    for setting in settings:
+        if setting not in known:
+            raise InputError(
+                f"setting '{setting}' is unknown to {', '.join(names)}: they take"
+                f" {', '.join(sorted(known)) or 'none'}"
+            )
+    return {
+        name: settings_of(name, {k: v for k, v in settings.items() if k in setting_names(name)})
+        for name in names
+    }
+
+
+def _budget_texts(budgets: Sequence[str | float]) -> list[str]:
+    if isinstance(budgets, str):
+        budgets = budgets.split(",")
+    texts = [str(budget).strip() for budget in budgets]
+    values = [parse_budget(text) for text in texts]
+    for text, value in zip(texts, values, strict=True):
+        if values.count(value) > 1:
+            raise InputError(f"budget {text} is given twice: give it once")
+    return texts
+
+
+def _load_splits(
+    predictions_path: str | Path, test_path: str | Path | None
+) -> dict[str, ExitPredictions]:
+    splits = {"val": ExitPredictions.load(predictions_path)}
+    if test_path is None:
+        return splits
+    val, test = splits["val"], ExitPredictions.load(test_path)
+    for axis, word in ((0, "exits"), (2, "classes")):
+        if val.probs.shape[axis] != test.probs.shape[axis]:
+            raise InputError(
+                f"'{test_path}' has {test.probs.shape[axis]} {word}, '{predictions_path}' has"
+                f" {val.probs.shape[axis]}: give predictions of the same network"
+            )
+    for name in ("correct", "measures", "confusion"):
+        if (getattr(val, name) is None) != (getattr(test, name) is None):
+            raise InputError(
+                f"only one of '{predictions_path}' and '{test_path}' has '{name}': both must"
+                " be of dense prediction, or neither"
+            )
+    return splits | {"test": test}
+
+
+def _fit_all(
+    problem: Problem, names: tuple[str, ...], chosen: Mapping[str, Any], seed: int
+) -> tuple[dict[str, list[Policy]], dict[str, float]]:
+    fitted, seconds = {}, {}
+    for name in names:
+        started = time.perf_counter()
+        fitted[name] = fit_problem(problem, name, chosen[name], seed)
+        seconds[name] = time.perf_counter() - started
+    return fitted, seconds
+
+
+def _oracle(
+    problem: Problem, splits: Mapping[str, ExitPredictions]
+) -> dict[tuple[str, int, str], np.ndarray]:
+    return {
+        ("oracle", place, split): oracle_exits(
+            predictions.correctness(), problem.costs.costs, budget
+        )
+        for split, predictions in splits.items()
+        for place, budget in enumerate(problem.budgets)
+    }
+
+
+def _rows(exits, splits, problem, texts) -> list[FrontierRow]:
+    """Rows by policy, then budget, then split."""
+    order = list(dict.fromkeys(name for name, _, _ in exits))
+    keys = sorted(exits, key=lambda key: (order.index(key[0]), key[1], list(splits).index(key[2])))
+    return [
+        _row(key, texts[key[1]], splits[key[2]], exits[key], problem.costs.costs) for key in keys
+    ]
+
+
+def _row(key, text, predictions, exits, costs) -> FrontierRow:
+    name, _, split = key
+    right = correct_at(predictions, exits)
+    result = outcome(exits, predictions.correctness(), costs)
+    spread = right.std(ddof=1) if right.size > 1 else 0.0
+    extra = {"n": float(right.size), "accuracy_se": float(spread / np.sqrt(right.size))}
+    return FrontierRow(
+        policy=name,
+        budget=parse_budget(text),
+        budget_text=text,
+        split=split,
+        accuracy=result.accuracy,
+        cost=result.cost,
+        exit_rates=result.exit_rates,
+        extra=extra | segmentation_scores(predictions, exits),
+    )
+
+
+def correct_at(
+    predictions: ExitPredictions, exits: Int[np.ndarray, " samples"]
+) -> Float[np.ndarray, " samples"]:
+    """`correct` of each sample at its exit."""
+    return predictions.correctness()[exits, np.arange(len(exits))]
+
+
+def segmentation_scores(
+    predictions: ExitPredictions, exits: Int[np.ndarray, " samples"]
+) -> dict[str, float]:
+    """`miou` and `pixel_accuracy` from the summed confusion at the chosen exits.
+
+    Classes that neither occur nor are predicted don't count. Empty without `confusion`.
+    """
+    if predictions.confusion is None:
+        return {}
+    total = predictions.confusion[exits, np.arange(len(exits))].sum(0).astype(np.float64)
+    hits = total.diagonal()
+    union = total.sum(0) + total.sum(1) - hits
+    seen = union > 0
+    return {
+        "miou": float((hits[seen] / union[seen]).mean()) if seen.any() else 0.0,
+        "pixel_accuracy": float(hits.sum() / max(total.sum(), 1.0)),
+    }
+
+
+def _comparison(exits, splits, fitted, texts) -> list[tuple]:
+    """Per budget, `eenet` on test against the baseline that is best on validation."""
+    baselines = [name for name in fitted if name in BASELINES]
+    if "test" not in splits or "eenet" not in fitted:
+        return []
+    lines = []
+    for place, text in enumerate(texts):
+        best = max(
+            baselines, key=lambda name: fitted[name][place].info["validation_accuracy"]
+        )  # fmt: skip
+        ours, theirs = (
+            correct_at(splits["test"], exits[name, place, "test"]) for name in ("eenet", best)
+        )
+        gap = paired_interval(ours, theirs)
+        means = (float(each.mean(dtype=np.float64)) for each in (ours, theirs))
+        lines.append((text, best, *means, gap.mean, gap.half_width))
+    return lines
+
+
+def _write(out: Path, rows, fitted, texts, comparison, record) -> None:
+    with replacing_folder(out / "policies") as folder:
+        for name, policies in fitted.items():
+            for text, policy in zip(texts, policies, strict=True):
+                policy.save(folder / f"{name}-{text}.json")
+    write_json(out / "fit.json", record)
+    if comparison:
+        write_text(out / "comparison.csv", _csv([COMPARISON_COLUMNS, *comparison]))
+    else:
+        (out / "comparison.csv").unlink(missing_ok=True)
+    write_frontier(out / "frontier.csv", rows)
+
+
+def write_frontier(path: str | Path, rows: Sequence[FrontierRow]) -> None:
+    """Write `frontier.csv` in one step.
+
+    Args:
+      path: The file.
+      rows: Rows of one network: the same exits and further columns throughout.
+    """
+    exits = len(rows[0].exit_rates)
+    header = [*LEADING_COLUMNS, *_rate_columns(exits), *rows[0].extra]
+    lines = [
+        (row.policy, row.budget_text, row.split, row.accuracy, row.cost)
+        + (*row.exit_rates, *row.extra.values())
+        for row in rows
+    ]
+    write_text(path, _csv([header, *lines]))
+
+
+def read_frontier(path: str | Path) -> list[FrontierRow]:
+    """Read a `frontier.csv`.
+
+    Args:
+      path: The file.
+
+    Raises:
+      InputError: the file is missing or is no frontier.
+    """
+    try:
+        lines = list(csv.reader(io.StringIO(Path(path).read_text())))
+    except FileNotFoundError:
+        raise InputError(f"no frontier at '{path}': make one with `eenet fit`") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"'{path}' is no readable CSV ({error}): fit again") from None
+    header = lines[0] if lines else []
+    exits = sum(name.startswith("exit_rate_") for name in header)
+    leading = [*LEADING_COLUMNS, *_rate_columns(exits)]
+    if not exits or header[: len(leading)] != leading:
+        raise InputError(f"'{path}' has not the columns of a frontier: fit again")
+    try:
+        return [_parsed(dict(zip(header, line, strict=True)), leading) for line in lines[1:]]
+    except ValueError as error:
+        raise InputError(f"'{path}' has a damaged row ({error}): fit again") from None
+
+
+def _parsed(values: dict[str, str], leading: list[str]) -> FrontierRow:
+    return FrontierRow(
+        policy=values["policy"],
+        budget=float(values["budget"]),
+        budget_text=values["budget"],
+        split=values["split"],
+        accuracy=float(values["accuracy"]),
+        cost=float(values["cost"]),
+        exit_rates=tuple(float(values[name]) for name in leading[len(LEADING_COLUMNS) :]),
+        extra={name: float(text) for name, text in values.items() if name not in leading},
+    )
+
+
+def _rate_columns(exits: int) -> list[str]:
+    return [f"exit_rate_{k}" for k in range(1, exits + 1)]
+
+
+def _csv(lines: Sequence[Sequence[Any]]) -> str:
+    sink = io.StringIO()
+    csv.writer(sink, lineterminator="\n").writerows(lines)
+    return sink.getvalue()

@@ -1,0 +1,119 @@
+"""`fit`: policies for budgets, from predictions and costs."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eenet_jax.errors import InputError
+from eenet_jax.policies.eenet import EENetSettings, fit_eenet
+from eenet_jax.policies.eenet_paper import EENetPaperSettings, fit_eenet_paper
+from eenet_jax.policies.entropy import fit_entropy
+from eenet_jax.policies.max_prob import fit_max_prob
+from eenet_jax.policies.patience import fit_patience
+from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.problem import Problem
+from eenet_jax.policies.static import fit_static
+from eenet_jax.policies.vote import fit_vote
+from eenet_jax.types import CostTable, ExitPredictions
+
+LEARNED: dict[str, tuple[Callable[..., list], type]] = {
+    "eenet": (fit_eenet, EENetSettings),
+    "eenet_paper": (fit_eenet_paper, EENetPaperSettings),
+}
+BASELINES: dict[str, Callable[[Problem], list]] = {
+    "max_prob": fit_max_prob,
+    "entropy": fit_entropy,
+    "patience": fit_patience,
+    "vote": fit_vote,
+    "static": fit_static,
+}
+POLICY_NAMES = (*LEARNED, *BASELINES)
+
+
+def fit(
+    predictions: ExitPredictions | str | Path,
+    costs: CostTable | str | Path | Sequence[float],
+    budgets: Sequence[float],
+    *,
+    policy: str = "eenet",
+    seed: int = 0,
+    **settings: Any,
+) -> list[Policy]:
+    """Fit one policy a budget on validation predictions.
+
+    Args:
+      predictions: Validation predictions, or the path of an `.npz` file of them.
+      costs: Cost of each exit: a table, numbers, `"1,2,4,8"`, or the path of a JSON file.
+      budgets: Average costs per sample, in the table's unit.
+      policy: One of `POLICY_NAMES`.
+      seed: Draws everything random.
+      **settings: Settings of the policy, e.g. `epochs`; see `EENetSettings` and
+        `EENetPaperSettings`. The baselines have none.
+
+    Returns:
+      Policies in the order of the budgets; the realised validation cost of each is not
+      above its budget.
+
+    Raises:
+      InputError: an argument is unknown or out of range, or files are no good.
+    """
+    check_policy_name(policy)
+    chosen = settings_of(policy, settings)
+    if not isinstance(predictions, ExitPredictions):
+        predictions = ExitPredictions.load(predictions)
+    problem = Problem(
+        predictions=predictions,
+        costs=CostTable.parse(costs),
+        budgets=tuple(parse_budget(budget) for budget in budgets),
+    )
+    return fit_problem(problem, policy, chosen, seed)
+
+
+def fit_problem(problem: Problem, policy: str, settings: Any, seed: int) -> list[Policy]:
+    """`fit`, everything checked already; `settings` are those of `settings_of`."""
+    if policy in BASELINES:
+        return BASELINES[policy](problem)
+    return LEARNED[policy][0](problem, settings, seed)
+
+
+def check_policy_name(policy: str) -> None:
+    """Raise InputError, listing the known names, unless this is one of them."""
+    if policy not in POLICY_NAMES:
+        raise InputError(f"policy '{policy}' is unknown: known are {', '.join(POLICY_NAMES)}")
+
+
+def setting_names(policy: str) -> tuple[str, ...]:
+    """The settings that a policy takes."""
+    if policy not in LEARNED:
+        return ()
+    return tuple(field.name for field in dataclasses.fields(LEARNED[policy][1]))
+
+
+def settings_of(policy: str, settings: Mapping[str, Any]) -> Any:
+    """A policy's settings object, None for a baseline.
+
+    Raises:
+      InputError: the policy has no setting of such a name, or the value is out of range.
+    """
+    unknown = sorted(set(settings) - set(setting_names(policy)))
+    if unknown:
+        known = ", ".join(setting_names(policy)) or "none"
+        raise InputError(f"setting '{unknown[0]}' is unknown to '{policy}': it takes {known}")
+    return LEARNED[policy][1](**settings) if policy in LEARNED else None
+
+
+def parse_budget(value: float | str) -> float:
+    """A budget as a finite number.
+
+    Raises:
+      InputError: it is none.
+    """
+    try:
+        budget = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"budget '{value}' is no number: give one in the cost unit") from None
+    if not math.isfinite(budget):
+        raise InputError(f"budget '{value}' is not finite: give a number in the cost unit")
+    return budget

@@ -1,0 +1,70 @@
+"""`patience`: leave once enough exits in a row agree, PABEE's rule.
+
+Source: Zhou et al., BERT Loses Patience: Fast and Robust Inference with Early Exit (2020).
+
+One integer for all exits gives at most K + 1 costs, so that much of a budget may stay unused.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.problem import (
+    Family,
+    Problem,
+    both_ends,
+    fixed_thresholds,
+    measure_scores,
+    policy_fields,
+)
+from eenet_jax.scheduler.features import measure_score
+from eenet_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Patience(Policy):
+    """The score is how many exits in a row agree, exit k the last of them."""
+
+    name = "patience"
+
+    def score(
+        self,
+        k: int,
+        probs: Float[Array, "exits samples classes"],
+        measures: Float[Array, "exits samples 5"] | None = None,
+    ) -> Float[Array, " samples"]:
+        """The measure `patience` at exit k; see `Policy.score`."""
+        return measure_score("patience", probs[: k + 1], measures)
+
+
+def patience_family(
+    problem: Problem,
+    scores: Float[Array, "exits samples"],
+    present: Bool[np.ndarray, " samples"],
+) -> Family:
+    """One integer from 2 to K as every exit's threshold, and both ends."""
+    exits = scores.shape[0]
+    same = np.repeat(np.arange(2, exits + 1, dtype=np.float32)[:, None], exits, axis=1)
+    same[:, -1] = -np.inf
+    members = np.concatenate([both_ends(exits), same])
+    return fixed_thresholds(problem, scores, present, members)
+
+
+def fit_patience(problem: Problem) -> list[Patience]:
+    """The integer whose realised validation cost is the largest not above each budget.
+
+    Args:
+      problem: Validation predictions, costs and budgets.
+
+    Returns:
+      One policy a budget.
+    """
+    scores = measure_scores(problem, "patience")
+    family = patience_family(problem, scores, problem.everyone)
+    chosen = [family.thresholds[family.within(budget)] for budget in problem.budgets]
+    return [
+        Patience(**policy_fields(problem, scores, thresholds, budget))
+        for thresholds, budget in zip(chosen, problem.budgets, strict=True)
+    ]

@@ -1,0 +1,207 @@
+"""What every policy is: exit scores, a threshold an exit, and a file to keep them in."""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from eenet_jax.artifacts import read_json, replacing, write_json
+from eenet_jax.errors import InputError
+from eenet_jax.scheduler.simulation import first_exit
+from eenet_jax.types import Array
+
+FORMAT = "eenet_jax.policy.1"
+LARGEST_ARRAY_IN_JSON = 4096
+
+_CLASSES: dict[str, type["Policy"]] = {}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Policy(abc.ABC):
+    """Who leaves where: a sample leaves at the first exit whose score reaches its threshold.
+
+    Attributes:
+      name: The policy's name, one per class.
+      budget: Average cost per sample that it was fitted for, in `unit`.
+      thresholds: One an exit; +∞ lets nobody leave, -∞ everybody. The last exit takes
+        whoever is left, whatever its threshold.
+      costs: Cost of each exit.
+      unit: Unit of the costs and the budget.
+      info: What the fit found, JSON-serialisable: validation accuracy, cost, exit rates.
+    """
+
+    name: ClassVar[str]
+
+    budget: float
+    thresholds: Float[np.ndarray, " exits"]
+    costs: tuple[float, ...]
+    unit: str = "cost"
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        _CLASSES[cls.name] = cls
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.thresholds)
+
+    @abc.abstractmethod
+    def score(
+        self,
+        k: int,
+        probs: Float[Array, "exits samples classes"],
+        measures: Float[Array, "exits samples 5"] | None = None,
+    ) -> Float[Array, " samples"]:
+        """Score of exit k; may be traced, inside a jitted executor for one.
+
+        Args:
+          k: Exit index, 0-based.
+          probs: Softmax outputs of exits 0..k, that is `probs[:k+1]`.
+          measures: Dense prediction only: image means of the measures at exits 0..k.
+
+        Returns:
+          The same as row k of `scores`.
+        """
+
+    def scores(
+        self,
+        probs: Float[Array, "exits samples classes"],
+        measures: Float[Array, "exits samples 5"] | None = None,
+    ) -> Float[np.ndarray, "exits samples"]:
+        """Scores of all exits; row k depends on `probs[:k+1]` alone.
+
+        Args:
+          probs: Softmax outputs of all exits.
+          measures: Dense prediction only: image means of the measures.
+
+        Raises:
+          InputError: the number of exits is not the policy's.
+        """
+        if probs.shape[0] != self.num_exits:
+            raise InputError(
+                f"probs has {probs.shape[0]} exits, the policy '{self.name}' has"
+                f" {self.num_exits}: use the network that it was fitted to"
+            )
+        rows = [
+            self.score(k, probs[: k + 1], None if measures is None else measures[: k + 1])
+            for k in range(self.num_exits)
+        ]
+        return np.stack([np.asarray(row) for row in rows])
+
+    def decide(
+        self,
+        probs: Float[Array, "exits samples classes"],
+        measures: Float[Array, "exits samples 5"] | None = None,
+    ) -> Int[np.ndarray, " samples"]:
+        """The exit of each sample, 0-based.
+
+        Args:
+          probs: Softmax outputs of all exits.
+          measures: Dense prediction only: image means of the measures.
+        """
+        return np.asarray(first_exit(self.scores(probs, measures), self.thresholds))
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as JSON; arrays too large for it go into a safetensors file beside it.
+
+        Args:
+          path: The JSON file to write.
+        """
+        path = Path(path)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays = {
+            name: value
+            for name, value in fields.items()
+            if isinstance(value, np.ndarray) and value.size > LARGEST_ARRAY_IN_JSON
+        }
+        document = {"format": FORMAT, "policy": self.name}
+        document |= {name: _to_json(v) for name, v in fields.items() if name not in arrays}
+        if arrays:
+            beside = path.with_name(path.name.removesuffix(".json") + ".safetensors")
+            with replacing(beside) as aside:
+                save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, aside)
+            document["arrays"] = {"file": beside.name, "names": sorted(arrays)}
+        write_json(path, document)
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Read a policy that `Policy.save` wrote.
+
+    Args:
+      path: The JSON file.
+
+    Raises:
+      InputError: the file is missing, damaged, or no policy.
+    """
+    document = read_json(path, "policy")
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f"'{path}' is no policy file: give one that `eenet fit` wrote")
+    cls = _CLASSES.get(str(document.get("policy")))
+    if cls is None:
+        raise InputError(
+            f"'{path}' holds the unknown policy '{document.get('policy')}': known are"
+            f" {', '.join(sorted(_CLASSES))}"
+        )
+    try:
+        return _from_document(cls, document, Path(path))
+    except (InputError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        raise InputError(f"'{path}' is a damaged policy file ({error!r}): fit it again") from None
+
+
+def _from_document(cls: type[Policy], document: dict, path: Path) -> Policy:
+    beside = document.get("arrays")
+    arrays = load_file(path.with_name(Path(beside["file"]).name)) if beside else {}
+    values = {}
+    for field in dataclasses.fields(cls):
+        if field.name in arrays:
+            values[field.name] = arrays[field.name]
+        elif field.type in (int, float, str):
+            values[field.name] = field.type(document[field.name])
+        elif field.name == "costs":
+            values["costs"] = tuple(float(cost) for cost in document["costs"])
+        elif field.name == "info":
+            values["info"] = dict(document["info"])
+        else:
+            values[field.name] = _array_from_json(document[field.name])
+    policy = cls(**values)
+    _check(policy)
+    return policy
+
+
+def _check(policy: Policy) -> None:
+    thresholds, exits = policy.thresholds, len(policy.costs)
+    if exits < 2 or thresholds.shape != (exits,):
+        raise InputError(f"{exits} costs and thresholds of shape {thresholds.shape}")
+    if np.isnan(thresholds).any() or not math.isfinite(policy.budget):
+        raise InputError("a threshold or the budget is not a number")
+    weights = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}.get("weights")
+    if weights is not None and (
+        weights.ndim != 2 or len(weights) != exits or not np.isfinite(weights).all()
+    ):
+        raise InputError(f"weights of shape {weights.shape} for {exits} exits, or not finite")
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray | tuple | list):
+        return [_to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _to_json(item) for name, item in value.items()}
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else str(float(value))
+    return value
+
+
+def _array_from_json(value: Any) -> np.ndarray:
+    """Numbers and the strings "inf" and "-inf", nested as the array is."""
+    if not isinstance(value, list):
+        raise InputError("a list of numbers is missing")
+    return np.asarray(value).astype(np.float32)

@@ -1,0 +1,214 @@
+"""What a policy is fitted to, and the members of threshold families that meet a budget."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from eenet_jax.errors import InputError
+from eenet_jax.scheduler.features import confidence_measures, measure_score
+from eenet_jax.scheduler.simulation import Outcome, first_exit, mean_cost, outcome, simulate_quotas
+from eenet_jax.scheduler.thresholds import exit_quota, geometric
+from eenet_jax.types import Array, CostTable, ExitPredictions
+
+COARSE_MEMBERS = 512
+FINE_MEMBERS = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """Validation predictions, costs, and the budgets to fit.
+
+    Attributes:
+      predictions: What every exit says of every validation sample.
+      costs: Cost of each exit and their unit.
+      budgets: Average costs per sample, each between the first cost and the last.
+    """
+
+    predictions: ExitPredictions
+    costs: CostTable
+    budgets: tuple[float, ...]
+
+    def __post_init__(self):
+        self.costs.check_exits(self.predictions.num_exits)
+        if not self.budgets:
+            raise InputError("no budgets: give at least one, in the cost table's unit")
+        for budget in self.budgets:
+            self.costs.check_budget(budget)
+
+    @property
+    def correct(self) -> Float[np.ndarray, "exits samples"]:
+        """How right each exit is on each sample."""
+        return self.predictions.correctness()
+
+    @property
+    def everyone(self) -> Bool[np.ndarray, " samples"]:
+        """All samples."""
+        return np.ones(self.predictions.num_samples, bool)
+
+    def measures(self) -> Float[np.ndarray, "exits samples 5"]:
+        """The confidence measures, as given or computed."""
+        given = self.predictions.measures
+        return np.asarray(confidence_measures(self.predictions.probs)) if given is None else given
+
+    def outcome(self, exits: np.ndarray) -> Outcome:
+        """What leaving at these exits comes to on validation."""
+        return outcome(exits, self.correct, self.costs.costs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """Sets of thresholds, and what each comes to on the samples they were set on.
+
+    Attributes:
+      thresholds: [members, exits].
+      costs: Realised mean cost of each member.
+      accuracies: Mean `correct` of each member.
+    """
+
+    thresholds: Float[np.ndarray, "members exits"]
+    costs: Float[np.ndarray, " members"]
+    accuracies: Float[np.ndarray, " members"]
+
+    def within(self, budget: float) -> int:
+        """The member of the largest realised cost within the budget; of equals, the most accurate.
+
+        Raises:
+          InputError: no member meets the budget.
+        """
+        if not (self.costs <= budget).any():
+            raise InputError(f"budget {budget:g} is met by no member of the family")
+        met = np.where(self.costs <= budget, self.costs, -np.inf)
+        return int(np.lexsort((self.accuracies, met))[-1])
+
+
+def joined(families: Iterable[Family]) -> Family:
+    """One family of all members."""
+    families = list(families)
+    return Family(
+        thresholds=np.concatenate([family.thresholds for family in families]),
+        costs=np.concatenate([family.costs for family in families]),
+        accuracies=np.concatenate([family.accuracies for family in families]),
+    )
+
+
+def fixed_thresholds(
+    problem: Problem,
+    scores: Float[Array, "exits samples"],
+    present: Bool[np.ndarray, " samples"],
+    thresholds: Float[np.ndarray, "members exits"],
+) -> Family:
+    """A family of given thresholds, simulated one by one (for a handful of members)."""
+    thresholds = np.asarray(thresholds, np.float32)
+    outcomes = [
+        outcome(
+            np.asarray(first_exit(scores, row))[present],
+            problem.correct[:, present],
+            problem.costs.costs,
+        )
+        for row in thresholds
+    ]
+    return Family(
+        thresholds=thresholds,
+        costs=np.asarray([each.cost for each in outcomes]),
+        accuracies=np.asarray([each.accuracy for each in outcomes]),
+    )
+
+
+def both_ends(exits: int) -> Float[np.ndarray, "2 {exits}"]:
+    """Thresholds at which all leave at the first exit, and at which all reach the last."""
+    ends = np.full((2, exits), np.inf, np.float32)
+    ends[0, 0] = -np.inf
+    ends[:, -1] = -np.inf
+    return ends
+
+
+def simulated_family(
+    problem: Problem,
+    scores: Float[Array, "exits samples"],
+    present: Bool[np.ndarray, " samples"],
+    distributions: Float[np.ndarray, "members exits"],
+) -> Family:
+    """The family that the threshold routine makes of many exit distributions."""
+    count = int(present.sum())
+    quotas = exit_quota(distributions, count)
+    thresholds, left, correct = simulate_quotas(scores, problem.correct, quotas, present)
+    return Family(
+        thresholds=np.asarray(thresholds),
+        costs=mean_cost(np.asarray(left), problem.costs.costs),
+        accuracies=np.asarray(correct, np.float64) / count,
+    )
+
+
+def geometric_family(
+    problem: Problem,
+    scores: Float[Array, "exits samples"],
+    present: Bool[np.ndarray, " samples"],
+) -> Family:
+    """p_k ∝ s^k, s from "all but none leave first" to "all but none stay", and both ends.
+
+    The sweep is coarse over all orders of magnitude, then fine around each budget.
+
+    Args:
+      problem: Predictions, costs and budgets.
+      scores: Exit scores.
+      present: The samples to set thresholds on.
+    """
+    exits = scores.shape[0]
+    reach = np.log(10.0 * present.sum())
+    logs = np.linspace(-reach, reach, COARSE_MEMBERS)
+    coarse = simulated_family(problem, scores, present, geometric(logs, exits))
+    fine_logs = np.concatenate([_around(coarse, logs, budget) for budget in problem.budgets])
+    fine = simulated_family(problem, scores, present, geometric(fine_logs, exits))
+    return joined([coarse, fine, fixed_thresholds(problem, scores, present, both_ends(exits))])
+
+
+def _around(coarse: Family, logs: np.ndarray, budget: float) -> np.ndarray:
+    """Members between the best one within the budget and the next."""
+    met = np.where(coarse.costs <= budget, coarse.costs, -np.inf)
+    place = int(met.argmax()) if np.isfinite(met).any() else 0
+    low, high = logs[max(place - 1, 0)], logs[min(place + 2, len(logs) - 1)]
+    return np.linspace(low, high, FINE_MEMBERS)
+
+
+def measure_scores(problem: Problem, name: str) -> Float[np.ndarray, "exits samples"]:
+    """One measure at every exit, by the very calls that a policy makes at inference."""
+    probs, measures = problem.predictions.probs, problem.predictions.measures
+    rows = [
+        measure_score(name, probs[: k + 1], None if measures is None else measures[: k + 1])
+        for k in range(len(probs))
+    ]
+    return np.stack([np.asarray(row) for row in rows])
+
+
+def policy_fields(
+    problem: Problem,
+    scores: Float[Array, "exits samples"],
+    thresholds: Float[np.ndarray, " exits"],
+    budget: float,
+) -> dict[str, Any]:
+    """What every policy is made from, its outcome on validation included."""
+    result = problem.outcome(np.asarray(first_exit(scores, thresholds)))
+    return {
+        "budget": budget,
+        "thresholds": np.asarray(thresholds, np.float32),
+        "costs": problem.costs.costs,
+        "unit": problem.costs.unit,
+        "info": {
+            "validation_accuracy": result.accuracy,
+            "validation_cost": result.cost,
+            "validation_exit_rates": list(result.exit_rates),
+        },
+    }
+
+
+def geometric_solutions(problem: Problem, name: str) -> list[dict[str, Any]]:
+    """For each budget, the fields of the policy that scores by a measure and fills it best."""
+    scores = measure_scores(problem, name)
+    family = geometric_family(problem, scores, problem.everyone)
+    return [
+        policy_fields(problem, scores, family.thresholds[family.within(budget)], budget)
+        for budget in problem.budgets
+    ]

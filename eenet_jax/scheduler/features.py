@@ -1,0 +1,96 @@
+"""Confidence measures of an exit, from its own and the earlier exits' softmax outputs."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from eenet_jax.types import MEASURES, Array
+
+
+def max_prob(probs: Float[Array, "samples classes"]) -> Float[Array, " samples"]:
+    """The largest probability."""
+    return jnp.max(probs, axis=-1)
+
+
+def entropy(probs: Float[Array, "samples classes"]) -> Float[Array, " samples"]:
+    """One plus Σ p·log p / log C, with 0·log 0 = 0: 1 is sure, 0 is uniform."""
+    positive = probs > 0
+    logs = jnp.log(jnp.where(positive, probs, 1.0))
+    terms = jnp.where(positive, probs * logs, 0.0)
+    return jnp.clip(1.0 + terms.sum(-1) / math.log(probs.shape[-1]), 0.0, 1.0)
+
+
+def margin(probs: Float[Array, "samples classes"]) -> Float[Array, " samples"]:
+    """The largest probability minus the second largest."""
+    places = jax.lax.broadcasted_iota(jnp.int32, probs.shape, 1)
+    rest = jnp.where(places == jnp.argmax(probs, axis=-1)[:, None], -jnp.inf, probs)
+    return max_prob(probs) - jnp.max(rest, axis=-1)
+
+
+def vote(classes: Int[Array, "exits samples"]) -> Float[Array, " samples"]:
+    """The share of the exits given that name the class which most of them name."""
+    agree = classes[:, None] == classes[None]
+    return agree.sum(1).max(0).astype(jnp.float32) / classes.shape[0]
+
+
+def patience(classes: Int[Array, "exits samples"]) -> Float[Array, " samples"]:
+    """How many exits in a row, ending with the last one given, name that one's class."""
+    agree = (classes == classes[-1:])[::-1]
+    return jnp.cumprod(agree.astype(jnp.int32), axis=0).sum(0).astype(jnp.float32)
+
+
+def measure_at(name: str, probs: Float[Array, "exits samples classes"]) -> Float[Array, " samples"]:
+    """One confidence measure at the last of the exits given.
+
+    Args:
+      name: One of `MEASURES`.
+      probs: Softmax outputs of that exit and of every earlier one.
+    """
+    of_one = {"max": max_prob, "entropy": entropy, "margin": margin}
+    if name in of_one:
+        return of_one[name](probs[-1])
+    return {"vote": vote, "patience": patience}[name](jnp.argmax(probs, axis=-1))
+
+
+@functools.partial(jax.jit, static_argnames=("names",))
+def measures_at(
+    probs: Float[Array, "exits samples classes"], names: tuple[str, ...] = MEASURES
+) -> Float[Array, "samples measures"]:
+    """Every measure named, at the last of the exits given."""
+    return jnp.stack([measure_at(name, probs) for name in names], axis=-1)
+
+
+@jax.jit
+def confidence_measures(
+    probs: Float[Array, "exits samples classes"],
+) -> Float[Array, "exits samples 5"]:
+    """Every measure at every exit.
+
+    Args:
+      probs: Softmax outputs.
+
+    Returns:
+      The measures in the order of `MEASURES`; row k depends on `probs[:k+1]` alone.
+      All lie in [0, 1] with 1 = sure, but patience, which counts 1..k.
+    """
+    return jnp.stack([measures_at(probs[: k + 1]) for k in range(probs.shape[0])])
+
+
+def measure_score(
+    name: str,
+    probs: Float[Array, "exits samples classes"],
+    measures: Float[Array, "exits samples 5"] | None = None,
+) -> Float[Array, " samples"]:
+    """One measure at the last of the exits given, computed, or taken from `measures`.
+
+    Args:
+      name: One of `MEASURES`.
+      probs: Softmax outputs of that exit and of every earlier one.
+      measures: Dense prediction: image means of the measures at the same exits.
+    """
+    if measures is not None:
+        return jnp.asarray(measures)[-1, :, MEASURES.index(name)]
+    return measures_at(probs, (name,))[:, 0]

@@ -1,0 +1,171 @@
+"""EENet's two networks, as plain arrays: g scores an exit, h assigns samples to exits.
+
+g is linear without bias; its weights are one array [exits, classes + 5 + exits]: one a
+class, one for each of `MEASURES`, one for each earlier exit's score. The paper's g takes
+three of the five measures (max, entropy, vote); the other two are then zero.
+
+Source: Ilhan et al., Adaptive Deep Neural Network Inference Optimization with EENet (2024).
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Key
+
+from eenet_jax.types import MEASURES, Array
+
+PAPER_MEASURES = ("max", "entropy", "vote")
+NUM_MEASURES = len(MEASURES)
+
+
+class AssignmentParams(NamedTuple):
+    """h of every exit; hidden units past an exit's own number are masked away."""
+
+    hidden: Float[Array, "exits inputs units"]
+    hidden_bias: Float[Array, "exits units"]
+    out: Float[Array, "exits units"]
+    out_bias: Float[Array, " exits"]
+
+
+class SchedulerParams(NamedTuple):
+    """g's weights and h."""
+
+    scores: Float[Array, "exits weights"]
+    assignment: AssignmentParams
+
+
+def measure_mask(names: tuple[str, ...]) -> Float[np.ndarray, " 5"]:
+    """1 for each measure named, in the order of `MEASURES`."""
+    return np.asarray([name in names for name in MEASURES], np.float32)
+
+
+def trainable_weights(exits: int, classes: int, names: tuple[str, ...]) -> np.ndarray:
+    """1 where g has a weight: classes, the measures named, and earlier exits only."""
+    fixed = np.concatenate([np.ones(classes, np.float32), measure_mask(names)])
+    earlier = np.tril(np.ones((exits, exits), np.float32), -1)
+    return np.concatenate([np.tile(fixed, (exits, 1)), earlier], axis=1)
+
+
+def exit_scores(
+    weights: Float[Array, "exits weights"],
+    probs: Float[Array, "exits samples classes"],
+    measures: Float[Array, "exits samples 5"],
+) -> Float[Array, "exits samples"]:
+    """g at every exit: q, unclipped.
+
+    Earlier scores enter clipped to [0, 1] with their gradient stopped, at fitting and at
+    inference alike.
+
+    Args:
+      weights: g's weights, for these exits.
+      probs: Softmax outputs.
+      measures: Confidence measures.
+    """
+    exits, _, classes = probs.shape
+    inputs = jnp.concatenate([probs, measures], axis=-1)
+    own = jnp.einsum("knd,kd->kn", inputs, weights[:, : classes + NUM_MEASURES])
+    scores, earlier = [], []
+    for k in range(exits):
+        first = classes + NUM_MEASURES
+        seen = [weights[k, first + j] * earlier[j] for j in range(k)]
+        scores.append(sum(seen, start=own[k]))
+        earlier.append(jax.lax.stop_gradient(jnp.clip(scores[k], 0.0, 1.0)))
+    return jnp.stack(scores)
+
+
+def exit_log_assignment(
+    params: AssignmentParams,
+    probs: Float[Array, "exits samples classes"],
+    measures: Float[Array, "exits samples 5"],
+    scores: Float[Array, "exits samples"],
+    exit_distribution: str,
+    hidden_ratio: float,
+) -> Float[Array, "exits samples"]:
+    """log p from h: how likely each sample is assigned to each exit.
+
+    Args:
+      params: h.
+      probs: Softmax outputs.
+      measures: Confidence measures, of which h sees the paper's three.
+      scores: q, unclipped.
+      exit_distribution: "stick_breaking" (p_k = r_k·Π_{j<k}(1-r_j), the remainder at K) or
+        "softmax" (over k, of r_k).
+      hidden_ratio: Hidden units over inputs, ρ.
+    """
+    inputs = _assignment_inputs(probs, measures, scores)
+    units = _unit_mask(probs.shape[0], probs.shape[2], hidden_ratio)
+    hidden = jnp.einsum("knd,kdh->knh", inputs, params.hidden) + params.hidden_bias[:, None]
+    hidden = jax.nn.sigmoid(hidden) * units[:, None]
+    logits = jnp.einsum("knh,kh->kn", hidden, params.out) + params.out_bias[:, None]
+    if exit_distribution == "softmax":
+        return jax.nn.log_softmax(jax.nn.sigmoid(logits), axis=0)
+    return log_stick_breaking(logits)
+
+
+def log_stick_breaking(logits: Float[Array, "exits samples"]) -> Float[Array, "exits samples"]:
+    """log p_k = log r_k + Σ_{j<k} log(1-r_j), remainder at the last exit; r = sigmoid(logits)."""
+    stay = jnp.cumsum(jax.nn.log_sigmoid(-logits[:-1]), axis=0)
+    reach = jnp.concatenate([jnp.zeros_like(logits[:1]), stay])
+    leave = jnp.concatenate([jax.nn.log_sigmoid(logits[:-1]), jnp.zeros_like(logits[:1])])
+    return reach + leave
+
+
+def _assignment_inputs(probs, measures, scores):
+    exits = probs.shape[0]
+    earlier = jax.lax.stop_gradient(jnp.clip(scores, 0.0, 1.0)).T[None]
+    before = np.tril(np.ones((exits, exits), np.float32), -1)[:, None]
+    kept = measures * measure_mask(PAPER_MEASURES)[None, None]
+    return jnp.concatenate([probs, kept, earlier * before], axis=-1)
+
+
+def hidden_units(exits: int, classes: int, hidden_ratio: float) -> list[int]:
+    """h's hidden units at each exit: ρ times its inputs (classes, 3 measures, earlier scores)."""
+    inputs = [classes + len(PAPER_MEASURES) + k for k in range(exits)]
+    return [max(1, math.floor(hidden_ratio * count)) for count in inputs]
+
+
+def _unit_mask(exits, classes, hidden_ratio):
+    units = hidden_units(exits, classes, hidden_ratio)
+    return (np.arange(max(units))[None] < np.asarray(units)[:, None]).astype(np.float32)
+
+
+def random_params(
+    key: Key[Array, ""], exits: int, classes: int, hidden_ratio: float
+) -> SchedulerParams:
+    """Random g and h: uniform within ±1/√(inputs), as the published code's layers start."""
+    keys = jax.random.split(key, 5)
+    trainable = trainable_weights(exits, classes, PAPER_MEASURES)
+    inputs = trainable.sum(1).astype(np.float32)
+    units = np.asarray(hidden_units(exits, classes, hidden_ratio), np.float32)
+    width = int(units.max())
+
+    def draw(key, shape, fan_in):
+        bound = fan_in.reshape((exits,) + (1,) * (len(shape) - 1)) ** -0.5
+        return jax.random.uniform(key, shape, minval=-1.0) * bound
+
+    assignment = AssignmentParams(
+        hidden=draw(keys[0], (exits, trainable.shape[1], width), inputs),
+        hidden_bias=draw(keys[1], (exits, width), inputs),
+        out=draw(keys[2], (exits, width), units),
+        out_bias=draw(keys[3], (exits,), units),
+    )
+    scores = draw(keys[4], trainable.shape, inputs) * trainable
+    return SchedulerParams(scores=scores, assignment=assignment)
+
+
+def measure_weights(name: str, exits: int, classes: int) -> Float[np.ndarray, "{exits} weights"]:
+    """All of g's weight on one measure: g's score is then that measure, to the bit."""
+    weights = np.zeros((exits, classes + NUM_MEASURES + exits), np.float32)
+    weights[:, classes + MEASURES.index(name)] = 1.0
+    return weights
+
+
+def stick_logits(distribution: Float[np.ndarray, " exits"]) -> Float[np.ndarray, " exits"]:
+    """The logits of r at which stick-breaking gives this exit distribution, within ±8."""
+    shares = np.asarray(distribution, np.float64)
+    left = np.maximum(shares[::-1].cumsum()[::-1], 1e-12)
+    leave = np.clip(shares / left, 3e-4, 1 - 3e-4)
+    return np.log(leave / (1 - leave)).astype(np.float32)

@@ -1,0 +1,97 @@
+"""What a policy would do: who leaves where, at what accuracy and cost, from predictions alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from eenet_jax.scheduler.thresholds import thresholds_from_quota
+from eenet_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What leaving at given exits comes to.
+
+    Attributes:
+      accuracy: Mean `correct` at the chosen exits.
+      cost: Realised mean cost, in the cost table's unit.
+      exit_rates: Share of the samples that leaves at each exit.
+    """
+
+    accuracy: float
+    cost: float
+    exit_rates: tuple[float, ...]
+
+
+@jax.jit
+def first_exit(
+    scores: Float[Array, "exits samples"], thresholds: Float[Array, " exits"]
+) -> Int[Array, " samples"]:
+    """The first exit (0-based) whose score reaches its threshold; the last takes the others."""
+    reached = scores >= thresholds[:, None]
+    last = jnp.ones_like(reached[:1])
+    return jnp.argmax(jnp.concatenate([reached[:-1], last]), axis=0)
+
+
+def mean_cost(
+    exit_counts: Int[np.ndarray, "*batch exits"], costs: tuple[float, ...]
+) -> Float[np.ndarray, "*batch"]:
+    """Mean cost of samples that left in these numbers, in double precision.
+
+    Rates come before the sum, so that all samples at one exit cost exactly what it costs.
+    """
+    counts = np.asarray(exit_counts, np.float64)
+    return (counts / counts.sum(-1, keepdims=True) * np.asarray(costs, np.float64)).sum(-1)
+
+
+def outcome(
+    exits: Int[np.ndarray, " samples"],
+    correct: Float[np.ndarray, "exits samples"],
+    costs: tuple[float, ...],
+) -> Outcome:
+    """What leaving at these exits comes to.
+
+    Args:
+      exits: Exit of each sample, 0-based.
+      correct: How right each exit is on each sample.
+      costs: Cost of each exit.
+    """
+    exits = np.asarray(exits)
+    counts = np.bincount(exits, minlength=len(costs))
+    chosen = np.asarray(correct)[exits, np.arange(exits.size)]
+    return Outcome(
+        accuracy=float(chosen.mean(dtype=np.float64)),
+        cost=float(mean_cost(counts, costs)),
+        exit_rates=tuple(float(rate) for rate in counts / exits.size),
+    )
+
+
+@jax.jit
+def simulate_quotas(
+    scores: Float[Array, "exits samples"],
+    correct: Float[Array, "exits samples"],
+    quotas: Int[Array, "members quotas"],
+    present: Bool[Array, " samples"],
+) -> tuple[Float[Array, "members exits"], Int[Array, "members exits"], Float[Array, " members"]]:
+    """Set thresholds from each of many quotas, and see who leaves where.
+
+    Args:
+      scores: Exit scores.
+      correct: How right each exit is on each sample.
+      quotas: Members of a family: how many samples each exit but the last is asked to take.
+      present: The samples to set thresholds on and to count.
+
+    Returns:
+      Thresholds, number of samples leaving at each exit, and summed `correct`.
+    """
+
+    def simulate(quota):
+        thresholds = thresholds_from_quota(scores, quota, present)
+        exits = first_exit(scores, thresholds)
+        left = (exits[None] == jnp.arange(scores.shape[0])[:, None]) & present[None]
+        return thresholds, left.sum(1), jnp.where(left, correct, 0.0).sum()
+
+    return jax.lax.map(simulate, quotas, batch_size=32)

@@ -1,0 +1,115 @@
+"""Thresholds from an exit distribution, for many distributions at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from eenet_jax.types import Array
+
+
+def exit_quota(
+    distribution: Float[np.ndarray, "*batch exits"], num_samples: int
+) -> Int[np.ndarray, "*batch quotas"]:
+    """⌊p_k·N⌋ for k = 1..K-1: how many samples each exit but the last is asked to take.
+
+    The product is rounded up by a few units in its last place first: 0.29·100 is 29.
+
+    Args:
+      distribution: Shares of all samples by exit; each row sums to 1.
+      num_samples: N.
+    """
+    shares = np.asarray(distribution)
+    slack = 4 * np.finfo(shares.dtype).eps * num_samples
+    quota = np.floor(shares[..., :-1].astype(np.float64) * num_samples + slack)
+    return quota.astype(np.int32)
+
+
+@jax.jit
+def thresholds_from_quota(
+    scores: Float[Array, "exits samples"],
+    quota: Int[Array, " quotas"],
+    present: Bool[Array, " samples"],
+) -> Float[Array, " exits"]:
+    """The threshold routine.
+
+    At each exit in turn the threshold is the quota-th largest score among the samples
+    still in, and everyone who reaches it leaves. Each exit's scores are sorted once; a
+    quota then costs one pass over the samples, so that this vmaps over quotas cheaply.
+
+    Args:
+      scores: Exit scores.
+      quota: How many samples each exit but the last is asked to take.
+      present: The samples that thresholds are set on; the others are left out.
+
+    Returns:
+      Thresholds; +∞ where nobody is asked for, -∞ at the last exit.
+    """
+    early = scores[:-1]
+    order = jnp.argsort(early, axis=1, descending=True)
+
+    def leave(remaining, exit_inputs):
+        score, ranked, asked = exit_inputs
+        asked = jnp.minimum(asked, remaining.sum())
+        place = jnp.argmax(jnp.cumsum(remaining[ranked]) >= asked)
+        threshold = jnp.where(asked > 0, score[ranked[place]], jnp.inf)
+        return remaining & (score < threshold), threshold
+
+    _, thresholds = jax.lax.scan(leave, present, (early, order, quota))
+    return jnp.append(thresholds, -jnp.inf)
+
+
+def thresholds_from_distribution(
+    scores: Float[Array, "exits samples"], distribution: Float[np.ndarray, " exits"]
+) -> Float[Array, " exits"]:
+    """Thresholds at which each exit takes its share of all samples.
+
+    Args:
+      scores: Exit scores.
+      distribution: Mean exit assignment p̄, summing to 1.
+
+    Returns:
+      One threshold an exit.
+    """
+    samples = scores.shape[1]
+    quota = exit_quota(distribution, samples)
+    return thresholds_from_quota(scores, quota, np.ones(samples, bool))
+
+
+def geometric(
+    log_ratios: Float[np.ndarray, " members"], exits: int
+) -> Float[np.ndarray, "members {exits}"]:
+    """The exit distributions p_k ∝ s^k, one for each log s.
+
+    Source: the budgeted evaluation of Huang et al., Multi-Scale Dense Networks (2018).
+    """
+    logits = np.asarray(log_ratios, np.float64)[:, None] * np.arange(exits)[None]
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
+
+
+@jax.jit
+def tilt_to_cost(
+    log_shares: Float[Array, " exits"], costs: Float[Array, " exits"], target: Float[Array, ""]
+) -> Float[Array, " exits"]:
+    """The distribution ∝ p_k·exp(u·c_k) whose mean cost is the target.
+
+    Args:
+      log_shares: log p, up to a constant.
+      costs: Cost of each exit.
+      target: Mean cost wanted, between the first cost and the last.
+
+    Returns:
+      The tilted distribution, the nearest to p in KL among those with that mean cost.
+    """
+    levels = (costs - costs[0]) / (costs[-1] - costs[0])
+    wanted = (target - costs[0]) / (costs[-1] - costs[0])
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        above = jax.nn.softmax(log_shares + middle * levels) @ levels > wanted
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    low, _ = jax.lax.fori_loop(0, 45, halve, (jnp.float32(-500.0), jnp.float32(500.0)))
+    return jax.nn.softmax(log_shares + low * levels)
