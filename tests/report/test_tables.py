@@ -1,0 +1,222 @@
+"""Every number in a table equals that of the file it was read from."""
+
+import csv
+import json
+import shutil
+import statistics
+
+import numpy as np
+import pytest
+
+from eenet_jax.errors import InputError
+from eenet_jax.report import tables
+from eenet_jax.report.sources import read_sources
+
+
+def _csv_values(folders, policy, budget, split, column):
+    found = []
+    for folder in folders:
+        with (folder / "frontier.csv").open(newline="") as source:
+            for row in csv.DictReader(source):
+                if (row["policy"], row["budget"], row["split"]) == (policy, budget, split):
+                    found.append(float(row[column]))
+    return found
+
+
+def _rewrite(path, change):
+    with path.open(newline="") as source:
+        rows = list(csv.DictReader(source))
+    rows = change(rows)
+    with path.open("w", newline="") as sink:
+        writer = csv.DictWriter(sink, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _cell(table, first, column):
+    row = next(row for row in table.rows if row[0] == first)
+    return row[table.header.index(column)]
+
+
+def test_mean_and_deviation_by_hand():
+    assert tables.mean_sd([1.0, 2.0, 4.0], 2) == "2.33 ± 1.53"
+    assert tables.mean_sd([0.5], 1) == "0.5"
+    assert tables.mean_sd([], 1) == tables.MISSING
+    assert tables.percent([0.91234]) == "91.23"
+
+
+@pytest.mark.parametrize(
+    ("largest", "decimals"), [(155.63, 2), (4.93, 4), (3246.2, 1), (123456.0, 0), (0.5, 5)]
+)
+def test_costs_show_five_digits(largest, decimals):
+    assert tables.cost_decimals(largest) == decimals
+
+
+def test_frontier_tables_equal_the_csv_over_seeds(report_folders):
+    inputs, _ = report_folders
+    sources = read_sources(inputs)
+    accuracy, test_cost, val_cost = tables.frontier_tables(sources)
+    for policy in sources.policies:
+        for budget in sources.budgets:
+            for table, split, column, scale, decimals in (
+                (accuracy, "test", "accuracy", 100, 2),
+                (test_cost, "test", "cost", 1, 3),
+                (val_cost, "val", "cost", 1, 3),
+            ):
+                values = [scale * v for v in _csv_values(inputs[1:], policy, budget, split, column)]
+                assert len(values) == 3
+                mean, deviation = statistics.fmean(values), statistics.stdev(values)
+                expected = f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
+                assert _cell(table, policy, budget).removesuffix(" (over)") == expected
+    assert "n = 3 fits (seeds 0, 1, 2)" in accuracy.note
+
+
+def test_one_fit_has_no_deviation_and_says_so(folders):
+    table = tables.frontier_tables(read_sources(folders))[0]
+    budget = table.header[1]
+    (value,) = _csv_values([folders[1]], "eenet", budget, "test", "accuracy")
+    assert _cell(table, "eenet", budget) == f"{100 * value:.2f}"
+    assert table.note.startswith("n = 1 fit (seed 0)")
+
+
+def test_a_policy_that_a_seed_lacks_states_its_own_n(report_folders, tmp_path):
+    inputs, _ = report_folders
+    copy = shutil.copytree(inputs[1], tmp_path / "fit")
+    _rewrite(copy / "frontier.csv", lambda rows: [r for r in rows if r["policy"] != "vote"])
+    table = tables.frontier_tables(read_sources([copy, inputs[2]]))[0]
+    assert _cell(table, "vote", table.header[1]).endswith(" (n = 1)")
+    assert "±" in _cell(table, "eenet", table.header[1])
+
+
+def test_a_cost_above_the_budget_is_marked(folders):
+    def overspend(rows):
+        for row in rows:
+            if row["policy"] == "eenet" and row["split"] == "val":
+                row["cost"] = str(float(row["budget"]) * 1.01)
+        return rows
+
+    _rewrite(folders[1] / "frontier.csv", overspend)
+    table = tables.frontier_tables(read_sources(folders))[2]
+    assert all("(over)" in cell for cell in next(r for r in table.rows if r[0] == "eenet")[1:])
+    assert not any("(over)" in c for c in next(r for r in table.rows if r[0] == "max_prob"))
+
+
+def test_exit_table_equals_the_predictions(folders):
+    sources = read_sources(folders)
+    table = tables.exit_table(sources.runs[0], sources)
+    probs = np.load(folders[0] / "predictions" / "test.npz")
+    right = (probs["probs"].argmax(-1) == probs["labels"]).mean(1)
+    assert [row[2] for row in table.rows] == [f"{100 * value:.2f}" for value in right]
+    costs = json.loads((folders[0] / "costs.json").read_text())["costs"]
+    assert [float(row[3]) for row in table.rows] == costs
+    assert table.header[4] == "latency (ms)"
+    assert "120 val samples and 120 test samples" in table.note
+
+
+def test_comparison_counts_what_lies_beyond_the_interval(report_folders):
+    inputs, _ = report_folders
+    table = tables.comparison_table(read_sources(inputs))
+    differences = np.asarray([[0.004 * (i - 1) + 0.001 * s for i in range(5)] for s in range(3)])
+    first, third, mean = table.rows[0], table.rows[2], table.rows[-1]
+    assert first[1:] == ("max_prob", "-0.300 ± 0.100", "0.500", "3 level")
+    assert third[1:] == ("max_prob", "0.500 ± 0.100", "0.500", "1 better, 2 level")
+    overall = 100 * differences.mean(1)
+    assert mean[2] == f"{overall.mean():.3f} ± {overall.std(ddof=1):.3f}"
+
+
+def test_speed_tables_equal_the_measurements(folders):
+    sources = read_sources(folders)
+    entries = json.loads((folders[1] / "execution.json").read_text())
+    table, timings = tables.speed_table(sources), tables.timing_table(sources)
+    for entry in entries:
+        key = ("eenet", entry["budget"], str(entry["batch_size"]))
+        if entry["strategy"] != "full":
+            row = next(row for row in table.rows if row[:3] == key)
+            cell = f"{entry['speedup']:.2f} ({entry['realised_over_ideal']:.2f})"
+            assert row[table.header.index(entry["strategy"])] == cell
+            assert row[3] == f"{entry['ideal_speedup']:.2f}"
+        timing = next(r for r in timings.rows if r[:4] == (*key, entry["strategy"]))
+        assert timing[4] == f"{entry['samples_per_second']:.0f}"
+        assert timing[5] == f"{1000 * entry['median_seconds']:.3f}"
+    assert len(timings.rows) == len(entries)
+    assert "n = 20 repeats" in table.note
+
+
+def test_markdown_has_as_many_cells_as_columns(folders):
+    table = tables.frontier_tables(read_sources(folders))[0]
+    lines = [line for line in table.markdown().splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(table.rows)
+    assert {line.count("|") for line in lines} == {len(table.header) + 1}
+
+
+def test_no_frontier_is_an_input_error(folders):
+    with pytest.raises(InputError, match=r"no frontier.csv in .*run.*eenet fit"):
+        read_sources(folders[:1])
+    with pytest.raises(InputError, match="no folder"):
+        read_sources([folders[0] / "nowhere"])
+
+
+def test_fits_of_other_budgets_do_not_mix(report_folders, tmp_path):
+    inputs, _ = report_folders
+    copy = shutil.copytree(inputs[1], tmp_path / "fit")
+    _rewrite(copy / "frontier.csv", lambda rows: [r for r in rows if r["budget"] != "12.8"])
+    with pytest.raises(InputError, match="differ in their budgets"):
+        read_sources([inputs[2], copy])
+
+
+def test_a_folder_given_twice_counts_once(folders):
+    assert len(read_sources([*folders, folders[1]]).fits) == 1
+
+
+@pytest.mark.parametrize("name", ["comparison.csv", "execution.json", "fit.json"])
+def test_a_damaged_file_is_an_input_error(folders, name):
+    (folders[1] / name).write_text("nonsense\n1\n")
+    with pytest.raises(InputError, match=name):
+        read_sources(folders)
+
+
+def test_a_metrics_file_damaged_in_the_middle_is_an_input_error(folders):
+    path = folders[0] / "metrics.jsonl"
+    assert len(read_sources(folders).runs[0].metrics) == 120
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(InputError, match="line 1 is not JSON"):
+        read_sources(folders)
+
+
+def test_a_fit_alone_finds_the_predictions_that_it_names(folders):
+    settings = json.loads((folders[1] / "fit.json").read_text())
+    settings |= {"test": str(folders[0] / "predictions" / "test.npz")}
+    (folders[1] / "fit.json").write_text(json.dumps(settings))
+    sources = read_sources(folders[1:])
+    assert list(sources.runs[0].predictions) == ["test"]
+    assert tables.exit_table(sources.runs[0], sources).header == (
+        "exit",
+        "test accuracy (%)",
+        "cost (MMACs)",
+    )
+
+
+def test_dense_prediction_shows_its_own_measures(folders):
+    def with_miou(rows):
+        return [row | {"miou": "0.625"} for row in rows]
+
+    _rewrite(folders[1] / "frontier.csv", with_miou)
+    table = tables.frontier_tables(read_sources(folders))[-1]
+    assert table.title == "Mean IoU on test (%)"
+    assert {cell for row in table.rows for cell in row[1:]} == {"62.50"}
+
+
+def test_a_frontier_without_rows_is_an_input_error(folders):
+    path = folders[1] / "frontier.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match="has no rows"):
+        read_sources(folders)
+
+
+def test_runs_of_other_networks_do_not_mix(folders, tmp_path):
+    copy = shutil.copytree(folders[0], tmp_path / "other")
+    config = json.loads((copy / "config.json").read_text())
+    config["network"]["name"] = "resnet"
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"differ in their network \(cnn and resnet\)"):
+        read_sources([*folders, copy])
