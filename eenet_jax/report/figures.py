@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eenet_jax.report.sources import Sources, TrainingRun
 from eenet_jax.report.style import INK, STRATEGY_COLORS, depth_colors, new_figure, tidy
-from eenet_jax.report.tables import budget_text, numbers
+from eenet_jax.report.tables import FIXED_STRATEGIES, budget_text, numbers
 from eenet_jax.types import Array
 
 SMALLEST_LABELLED_SHARE = 0.07
@@ -145,10 +145,10 @@ def _draw_loss(
 
 def speedup(sources: Sources, subject: str) -> Figure | None:
     """Measured speed-up of each strategy beside the ideal one; None where nothing was measured."""
-    entries = [e for fit in sources.fits for e in fit.execution if e.get("strategy") != "full"]
-    entries = [entry for entry in entries if numbers([entry], "speedup")]
+    entries = [e for fit in sources.fits for e in fit.execution if numbers([e], "speedup")]
+    entries = [entry for entry in entries if entry.get("strategy") != "full"]
     policies = list(dict.fromkeys(str(entry.get("policy")) for entry in entries))
-    if not entries:
+    if not any(entry["strategy"] not in FIXED_STRATEGIES for entry in entries):
         return None
     policy = "eenet" if "eenet" in policies else policies[0]
     entries = [entry for entry in entries if str(entry.get("policy")) == policy]
@@ -167,7 +167,7 @@ def speedup(sources: Sources, subject: str) -> Figure | None:
         panel.label_outer()
     axes[0].set_ylim(0, 1.12 * max(panel.get_ylim()[1] for panel in axes[: len(batches)]))
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
     devices = ", ".join(dict.fromkeys(str(e["device"]) for e in entries if e.get("device")))
     on = f"\n{devices}" if devices else ""
     figure.suptitle(f"Measured speed-up of {policy}: {subject}{on}", fontsize=12)
@@ -176,7 +176,8 @@ def speedup(sources: Sources, subject: str) -> Figure | None:
 
 def _draw_speed(axes: Axes, sources: Sources, entries: Sequence[Mapping[str, Any]]) -> None:
     budgets = sources.budgets
-    strategies = list(dict.fromkeys(str(entry["strategy"]) for entry in entries))
+    found = dict.fromkeys(str(entry["strategy"]) for entry in entries)
+    strategies = [name for name in found if name not in FIXED_STRATEGIES]
     width = 0.8 / len(strategies)
     places = np.arange(len(budgets))
     for index, strategy in enumerate(strategies):
@@ -191,9 +192,14 @@ def _draw_speed(axes: Axes, sources: Sources, entries: Sequence[Mapping[str, Any
         # The white ground keeps the figures readable where the line of the ideal passes behind.
         ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
         axes.bar_label(bars, names, padding=2, fontsize=8, color=INK, zorder=6, bbox=ground)
-    ideal, _ = _by_budget(sources, entries, "ideal_speedup")
+    adaptive = [entry for entry in entries if entry["strategy"] in strategies]
+    ideal, _ = _by_budget(sources, adaptive, "ideal_speedup")
     axes.hlines(ideal, places - 0.45, places + 0.45, color=INK, linewidth=1.8, label="ideal")
     axes.axhline(1.0, color=STRATEGY_COLORS["full"], linestyle=":", label="full network")
+    alone = numbers([e for e in entries if e["strategy"] == "last_exit"], "speedup")
+    if alone:
+        color = STRATEGY_COLORS["last_exit"]
+        axes.axhline(np.median(alone), color=color, linestyle="--", label="last exit alone")
     axes.set_xticks(places, budgets, rotation=45 if _crowded(budgets) else 0)
     axes.set_xlabel(f"budget ({sources.unit})")
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7))

@@ -191,7 +191,7 @@ def _draw(
         (int(tile.image.max()) for row in rows for side in row for tile in side), default=255
     )
     # The left half also holds the names of the exits, about an inch.
-    halves = figure.subfigures(1, 2, wspace=0.03, width_ratios=[1.14, 1])
+    halves = list(figure.subfigures(1, 2, squeeze=False, wspace=0.03, width_ratios=[1.14, 1])[0])
     for side, (half, word) in enumerate(zip(halves, ("easiest", "hardest"), strict=True)):
         half.suptitle(f"{word} (score {'highest' if side == 0 else 'lowest'})", fontsize=11)
         grid = half.subplots(len(rows), IMAGES_A_SIDE, squeeze=False)

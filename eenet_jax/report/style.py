@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -43,7 +44,12 @@ SPARE = (
     Look(color="#4B4B4B", marker="*"),
 )
 
-STRATEGY_COLORS = {"full": GREY, "masked": "#E69F00", "compacted": "#0072B2"}
+STRATEGY_COLORS = {
+    "full": GREY,
+    "last_exit": "#CC79A7",
+    "masked": "#E69F00",
+    "compacted": "#0072B2",
+}
 
 
 def looks(policies: Iterable[str]) -> dict[str, Look]:
@@ -69,7 +75,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def tidy(axes: Axes, *, grid: str = "both") -> None:
+def tidy(axes: Axes, *, grid: Literal["both", "x", "y"] = "both") -> None:
     """Light grid behind the data and no box around it."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
