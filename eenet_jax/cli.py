@@ -1,4 +1,8 @@
-"""The command line: parses, and calls."""
+"""The command line: parses, and calls.
+
+One dataclass a verb; its docstring is the verb's help. The libraries behind a verb are imported
+when it runs, so that `eenet --help` answers at once.
+"""
 
 import contextlib
 import dataclasses
@@ -7,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -15,9 +19,34 @@ from tyro.conf import Positional, arg
 from eenet_jax.config import ExperimentConfig, find_config
 from eenet_jax.errors import InputError
 
-# The libraries behind a verb are imported by its function: `eenet --help` answers at once.
 
-DataDir = Annotated[str, arg(help="Where prepared data sets lie.")]
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """List the data sets, or prepare one: `eenet data list`, `eenet data prepare cifar10`."""
+
+    action: Positional[Literal["list", "prepare"]]
+    """What to do."""
+    name: Positional[str | None] = None
+    """The data set to prepare."""
+    source: Annotated[Path | None, arg(name="from")] = None
+    """The publisher's archive, its unpacked folder, or the folder that holds either; without it
+    the archive is downloaded."""
+    data_dir: str = "data"
+    """Where prepared data sets lie."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.data import datasets
+
+        if self.action == "list":
+            for name in datasets.names():
+                spec = datasets.get(name)
+                print(f"{name:<10} {spec.num_classes} classes, images {spec.image_shape}")
+            return
+        if self.name is None:
+            raise InputError(f"no data set named: give one of {', '.join(datasets.names())}")
+        folder = datasets.prepare(self.name, data_dir=self.data_dir, source=self.source)
+        print(f"{self.name} is ready" + (f" in {folder}" if folder else "; it is embedded"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,12 +61,13 @@ class Train:
     """A config file, or the name of one in experiments/configs/."""
     out: Path | None = None
     """The run's folder; runs/NAME by default."""
-    data_dir: DataDir = "data"
+    data_dir: str = "data"
+    """Where prepared data sets lie."""
     settings: bool = False
     """List the config's settings, and stop."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
-        """Run the verb."""
+        """Run the verb, with further options for the config."""
         from eenet_jax.training.loop import train
 
         shown = ["--help"] if self.settings else list(overrides)
@@ -46,13 +76,196 @@ class Train:
         train(config, self.out or Path("runs") / config.name, self.data_dir)
 
 
-VERBS: dict[str, Callable[..., Any]] = {"train": Train}
-WITH_OVERRIDES = (Train,)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Write RUN/predictions/SPLIT.npz: what every exit says of every sample."""
+
+    run: Positional[Path]
+    """A training run's folder."""
+    splits: str = "val,test"
+    """Separated by commas."""
+    data_dir: str | None = None
+    """Where prepared data sets lie; the training's own by default."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.predictions import predict
+
+        for path in predict(self.run, splits=_listed(self.splits), data_dir=self.data_dir):
+            print(f"wrote {path}")
 
 
-def parse(
-    kind: Callable[..., Any], arguments: Sequence[str], program: str, **options: Any
-) -> Any:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Write RUN/costs.json: multiply-accumulates to each exit, in millions; latency on demand."""
+
+    run: Positional[Path]
+    """A training run's folder."""
+    latency: bool = False
+    """Measure milliseconds to each exit too, into RUN/latency.json."""
+    batch_size: int = 1
+    """Samples in a batch of the latency measurement."""
+    repeats: int = 21
+    """Timed runs of each stage; their median counts."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.costs import write_costs
+
+        for path, table in write_costs(
+            self.run, latency=self.latency, batch_size=self.batch_size, repeats=self.repeats
+        ):
+            print(f"wrote {path}: {', '.join(f'{cost:.6g}' for cost in table.costs)} {table.unit}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Fit policies to predictions of any framework, and write OUT/frontier.csv."""
+
+    predictions: Path
+    """Validation predictions, .npz with probs [exits, samples, classes] and labels [samples]."""
+    costs: str
+    """A cost table (.json), or the cost of each exit, separated by commas."""
+    budgets: str
+    """Average costs per sample, in the cost table's unit, separated by commas."""
+    out: Path
+    """Folder to write frontier.csv and policies/ into."""
+    test: Path | None = None
+    """Test predictions; without them there are no test rows."""
+    policies: str = "eenet,max_prob,entropy,patience,vote"
+    """Separated by commas; static and oracle are always there."""
+    seed: int = 0
+    """Of everything random in the fit."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.frontier import fit_frontier
+        from eenet_jax.report.report import print_table
+
+        fit_frontier(
+            self.predictions,
+            self.test,
+            self.costs,
+            _listed(self.budgets),
+            _listed(self.policies),
+            self.seed,
+            self.out,
+        )
+        print_table([self.out])
+        print(f"wrote {self.out / 'frontier.csv'}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Adaptive inference on a run's test images, timed beside the full network."""
+
+    run: Positional[Path]
+    """A training run's folder."""
+    fit: Path | None = None
+    """Folder of the fitted policies; the run's own by default."""
+    policy: str = "eenet"
+    """Which policy."""
+    budgets: str | None = None
+    """As typed for `eenet fit`, separated by commas; all that were fitted by default."""
+    strategies: str = "masked,compacted"
+    """Separated by commas."""
+    batch_size: int = 256
+    """Images in a batch."""
+    samples: int | None = None
+    """Test images to use; all by default."""
+    repeats: int = 7
+    """Timed passes of everything; their median counts."""
+    data_dir: str | None = None
+    """Where prepared data sets lie; the training's own by default."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.execution.adaptive import print_measurements, run_adaptive
+
+        print_measurements(
+            run_adaptive(
+                self.run,
+                fit=self.fit,
+                policy=self.policy,
+                budgets=None if self.budgets is None else _listed(self.budgets),
+                strategies=_listed(self.strategies),
+                batch_size=self.batch_size,
+                samples=self.samples,
+                repeats=self.repeats,
+                data_dir=self.data_dir,
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write report.md and its figures from runs and fits; several fits are several seeds."""
+
+    folders: Positional[tuple[Path, ...]]
+    """Folders of `eenet train` and `eenet fit`."""
+    out: Path | None = None
+    """Folder to write into; the first folder by default."""
+    title: str | None = None
+    """The report's first line; data set and network by default."""
+    readme: Path | None = None
+    """A markdown file whose section gets the tables too."""
+    section: str | None = None
+    """Name of that section, between `begin` and `end` marks."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.report.report import print_table, write_report
+
+        if not self.folders:
+            raise InputError("no folders given: name those of `eenet train` and `eenet fit`")
+        written = write_report(
+            self.folders,
+            self.out or self.folders[0],
+            title=self.title,
+            readme=self.readme,
+            section=self.section,
+        )
+        print_table(self.folders)
+        print(f"wrote {written}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Everything on handwritten digits: train, predict, fit, run, report; minutes on a CPU."""
+
+    out: Path = Path("runs/demo")
+    """Folder to write into."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.demo import run_demo
+
+        run_demo(self.out)
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "data": Data,
+    "train": Train,
+    "predict": Predict,
+    "costs": Costs,
+    "fit": Fit,
+    "run": Run,
+    "report": Report,
+    "demo": Demo,
+}
+
+# Verbs that hand the options they don't know to a config.
+WITH_SETTINGS = (Train,)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise InputError(f"'{text}' has an empty entry: separate the values by single commas")
+    return parts
+
+
+def parse(kind: Callable[..., Any], arguments: Sequence[str], program: str, **options: Any) -> Any:
     """Parse with tyro; what it finds wrong becomes one line.
 
     Raises:
@@ -65,13 +278,17 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_one_line(complaint.getvalue())) from None
+        raise InputError(f"{_one_line(complaint.getvalue())} (see `{program} --help`)") from None
 
 
 def _one_line(complaint: str) -> str:
-    """The words of tyro's boxed message, without the box and its heading."""
-    words = [re.sub(r"[─│╭╮╰╯├┤]|--{3,}|\x1b\[[0-9;]*m", " ", line).strip() for line in complaint.splitlines()]
-    return " ".join(line for line in words[1:] if line) or " ".join(words)
+    """What tyro's boxed message says, without the box, its heading and the advice below a rule."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    lines = [re.sub(r"[│╭╮╰╯├┤]", " ", line).strip() for line in plain.splitlines()]
+    lines = [line for line in lines if line][1:]
+    body = [line for line in lines if set(line) - set("-─ ")]
+    advice = next((i for i, line in enumerate(body) if line.startswith("For full help")), len(body))
+    return " ".join(body[:advice])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,17 +309,19 @@ def _dispatch(arguments: list[str]) -> None:
     if verb not in VERBS:
         raise InputError(f"unknown verb '{verb}': choose one of {', '.join(VERBS)}")
     kind = VERBS[verb]
-    if kind in WITH_OVERRIDES:
-        call, unknown = parse(kind, rest, f"eenet {verb}", return_unknown_args=True)
-        call(unknown)
+    if kind in WITH_SETTINGS:
+        call, settings = parse(kind, rest, f"eenet {verb}", return_unknown_args=True)
+        call(settings)
     else:
         parse(kind, rest, f"eenet {verb}")()
 
 
 def _overview() -> str:
-    lines = [f"  {verb:<9} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items()]
-    head = "usage: eenet VERB …\n\nMulti-exit networks with a learned, budgeted early-exit scheduler.\n"
-    return "\n".join([head, *lines, "", "`eenet VERB --help` tells more."])
+    verbs = [f"  {verb:<9} {(kind.__doc__ or '').splitlines()[0]}" for verb, kind in VERBS.items()]
+    about = "Multi-exit networks with a learned, budgeted early-exit scheduler."
+    return "\n".join(
+        ["usage: eenet VERB …", "", about, "", *verbs, "", "`eenet VERB --help` tells more."]
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ class DataConfig:
 
     def __post_init__(self):
         for name in ("val_size", "batch_size", "eval_batch_size"):
-            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "give 1 or more")
+            _require(
+                getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "give 1 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,8 @@ def load_config(path: str | Path) -> ExperimentConfig:
     if not path.is_file():
         raise InputError(f"no config file at '{path}': check the path")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -188,7 +191,9 @@ def load_config(path: str | Path) -> ExperimentConfig:
     except Exception as error:
         raise InputError(f"config '{path}' fails ({type(error).__name__}: {error})") from None
     if not isinstance(config, ExperimentConfig):
-        raise InputError(f"config '{path}' returns {type(config).__name__}: return ExperimentConfig")
+        raise InputError(
+            f"config '{path}' returns {type(config).__name__}: return ExperimentConfig"
+        )
     return config
 
 

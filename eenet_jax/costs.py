@@ -9,12 +9,15 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.predictions import load_network
+from eenet_jax.training.run import device_name
 from eenet_jax.types import CostTable, PyTree
 
 
@@ -53,7 +56,7 @@ def _traced_macs(run: Callable, variables: PyTree, carry: PyTree) -> int:
 
 
 def count_macs(jaxpr: Any) -> int:
-    """Multiply-accumulates of the convolutions and matrix products in a jaxpr, nested ones included."""
+    """Multiply-accumulates of all convolutions and matrix products in a jaxpr, however nested."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -68,7 +71,9 @@ def count_macs(jaxpr: Any) -> int:
 def _dot_macs(equation: Any) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
-    return int(np.prod(equation.outvars[0].aval.shape)) * int(np.prod([left[i] for i in contracted]))
+    return int(np.prod(equation.outvars[0].aval.shape)) * int(
+        np.prod([left[i] for i in contracted])
+    )
 
 
 def _conv_macs(equation: Any) -> int:
@@ -172,3 +177,29 @@ def measure_latency(
     }
     costs = tuple(float(total) for total in np.cumsum(np.add(stage_ms, head_ms)))
     return CostTable(unit="ms", costs=costs, extra=extra)
+
+
+def write_costs(
+    run: str | Path, *, latency: bool = False, batch_size: int = 1, repeats: int = 21
+) -> list[tuple[Path, CostTable]]:
+    """Write `RUN/costs.json` (MMACs) and, on demand, `RUN/latency.json` (ms).
+
+    Args:
+      run: The run's folder.
+      latency: Whether to measure.
+      batch_size: Samples in a batch of the measurement.
+      repeats: Timed runs of each stage.
+
+    Returns:
+      Each file with its table.
+    """
+    network, variables, _ = load_network(run)
+    tables = [(Path(run) / "costs.json", count_costs(network))]
+    if latency:
+        measured = measure_latency(
+            network, variables, batch_size=batch_size, repeats=repeats, device=device_name()
+        )
+        tables.append((Path(run) / "latency.json", measured))
+    for path, table in tables:
+        table.save(path)
+    return tables

@@ -341,12 +341,13 @@ def write_frontier(path: str | Path, rows: Sequence[FrontierRow]) -> None:
     """
     exits = len(rows[0].exit_rates)
     header = [*LEADING_COLUMNS, *_rate_columns(exits), *rows[0].extra]
-    lines = [
-        (row.policy, row.budget_text, row.split, row.accuracy, row.cost)
-        + (*row.exit_rates, *row.extra.values())
-        for row in rows
-    ]
+    lines = [_line(row) for row in rows]
     write_text(path, _csv([header, *lines]))
+
+
+def _line(row: FrontierRow) -> list[Any]:
+    leading = [row.policy, row.budget_text, row.split, row.accuracy, row.cost]
+    return [*leading, *row.exit_rates, *row.extra.values()]
 
 
 def read_frontier(path: str | Path) -> list[FrontierRow]:

@@ -5,6 +5,7 @@ One axis vocabulary for shapes everywhere: `exits` (K, counted from the shallowe
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import zipfile
@@ -156,17 +157,25 @@ def _checked_probs(probs: np.ndarray) -> np.ndarray:
     exits, samples, classes = probs.shape
     for count, word in ((exits, "exit"), (classes, "class")):
         if count < 2:
-            raise InputError(f"probs has {count} {word} (shape {probs.shape}): at least 2 are needed")
+            raise InputError(
+                f"probs has {count} {word} (shape {probs.shape}): at least 2 are needed"
+            )
     if samples < 1:
         raise InputError(f"probs has no samples (shape {probs.shape}): at least 1 is needed")
     if probs.dtype.kind not in "fV":
-        raise InputError(f"probs has dtype {probs.dtype}: it must hold floating-point probabilities")
+        raise InputError(
+            f"probs has dtype {probs.dtype}: it must hold floating-point probabilities"
+        )
     half = probs.dtype.itemsize == 2
     probs = probs.astype(np.float32)
     if not np.isfinite(probs).all():
-        raise InputError(f"probs has {int((~np.isfinite(probs)).sum())} values that are NaN or infinite")
+        raise InputError(
+            f"probs has {int((~np.isfinite(probs)).sum())} values that are NaN or infinite"
+        )
     if probs.min() < 0:
-        raise InputError(f"probs has negative values (least {probs.min():g}): pass softmax outputs, not logits")
+        raise InputError(
+            f"probs has negative values (least {probs.min():g}): pass softmax outputs, not logits"
+        )
     return _with_unit_rows(probs, half)
 
 
@@ -233,10 +242,12 @@ class CostTable:
     def __post_init__(self):
         costs = self.costs
         if len(costs) < 2:
-            raise InputError(f"costs {list(costs)} has {len(costs)} entries: one per exit, at least 2")
+            raise InputError(
+                f"costs {list(costs)} has {len(costs)} entries: one per exit, at least 2"
+            )
         if not all(math.isfinite(cost) and cost > 0 for cost in costs):
             raise InputError(f"costs {list(costs)} must be positive and finite")
-        if not all(a < b for a, b in zip(costs, costs[1:], strict=False)):
+        if not all(a < b for a, b in itertools.pairwise(costs)):
             raise InputError(f"costs {list(costs)} must increase strictly from exit to exit")
 
     def check_exits(self, num_exits: int) -> None:

@@ -1,4 +1,4 @@
-"""Every test runs with shapes and types checked, rank promotion forbidden, on several fake devices."""
+"""Every test checks shapes and types, forbids rank promotion, and has several fake devices."""
 
 import os
 
@@ -7,7 +7,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook
 
 install_import_hook("eenet_jax", "beartype.beartype")
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from eenet_jax.errors import InputError
 from eenet_jax.networks.contract import MultiExitNetwork
-from eenet_jax.networks.heads import PooledLinear
+from eenet_jax.networks.heads import GridLinear
 from eenet_jax.networks.layers import BatchNorm, Conv
 
 
@@ -43,7 +43,7 @@ def build_cnn(
     num_classes: int = 10,
     input_shape: Sequence[int] = (8, 8, 1),
 ) -> MultiExitNetwork:
-    """A plain CNN with an exit (pool and linear) after each stage.
+    """A plain CNN with an exit (grid pool and linear) after each stage.
 
     Args:
       widths: Channels of each stage.
@@ -74,6 +74,6 @@ def build_cnn(
         family="cnn",
         settings=settings,
         stages=tuple(Stage(*of) for of in zip(widths, depths, strides, strict=True)),
-        heads=tuple(PooledLinear(num_classes) for _ in widths),
+        heads=tuple(GridLinear(num_classes) for _ in widths),
         input_shape=tuple(input_shape),
     )

@@ -23,6 +23,29 @@ class PooledLinear(nn.Module):
         return nn.Dense(self.num_classes, name="linear")(x.mean((1, 2)))
 
 
+class GridLinear(nn.Module):
+    """Average pool to a coarse grid and a linear classifier, which sees where things are.
+
+    After few layers a global pool forgets too much to classify by.
+
+    Attributes:
+      num_classes: C.
+      grid: Cells along each side; fewer where the feature map has fewer pixels.
+    """
+
+    num_classes: int
+    grid: int = 4
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch classes"]:
+        """Classify a feature map."""
+        window = tuple(max(1, side // self.grid) for side in x.shape[1:3])
+        cells = nn.avg_pool(x, window, strides=window)
+        return nn.Dense(self.num_classes, name="linear")(cells.reshape(len(x), -1))
+
+
 class ConvHead(nn.Module):
     """Three 3×3 convolution + BatchNorm + ReLU, then pool and linear (EENet's early exit).
 

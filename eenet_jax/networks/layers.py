@@ -38,6 +38,10 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis (momentum and ε of PyTorch's default)."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch channels"], train: bool) -> Float[Array, "*batch channels"]:
+    def __call__(
+        self, x: Float[Array, "*batch channels"], train: bool
+    ) -> Float[Array, "*batch channels"]:
         """Normalise; updates the running statistics where `train`."""
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")(x)
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")(
+            x
+        )

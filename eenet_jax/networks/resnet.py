@@ -1,5 +1,6 @@
 """CIFAR ResNet (He et al. 2016, section 4.2) with early exits, basic or bottleneck blocks."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -110,7 +111,7 @@ def build_resnet(
     borders = [0, *exit_after, len(blocks)]
     stages = tuple(
         Stage(block, width, tuple(blocks[start:stop]), start == 0)
-        for start, stop in zip(borders, borders[1:], strict=False)
+        for start, stop in itertools.pairwise(borders)
     )
     early = tuple(ConvHead(num_classes, EXPANSION[block]) for _ in exit_after)
     settings = {
@@ -144,7 +145,7 @@ def _check(block: str, stage_blocks: Sequence[int], exit_after: Sequence[int], t
 
 
 def published_name(settings: dict, path: tuple[str, ...]) -> str:
-    """The published PyTorch name of the module at `path`, e.g. ("stage_1", "group1_block0", "conv2").
+    """The published PyTorch name of the module at `path`, e.g. ("stage_1", "group1_block0", "bn2").
 
     Published groups are cut into segments at their exits: `layer2.1.0` is group 2, segment 1,
     block 0 of that segment. An exit at a group's border belongs to the next group, whose

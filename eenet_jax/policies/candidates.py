@@ -8,11 +8,10 @@ judged on samples that it has not seen.
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eenet_jax.policies.eenet_paper import weights_scores
+from eenet_jax.policies.linear import linear_scores
 from eenet_jax.policies.patience import patience_family
 from eenet_jax.policies.problem import (
     Family,
@@ -31,7 +30,7 @@ from eenet_jax.scheduler.network import (
     stick_logits,
 )
 from eenet_jax.scheduler.solver import Samples, SolverSettings, solve
-from eenet_jax.scheduler.thresholds import tilt_to_cost
+from eenet_jax.scheduler.thresholds import tilts_to_costs
 from eenet_jax.types import Array
 
 CURVATURES = (-6.0, -3.0, -1.5, -0.7, 0.7, 1.5, 3.0, 6.0)
@@ -85,7 +84,7 @@ def _chosen(family: Family, weights: Array, scores: Array, budget: float) -> Sol
 def _one_hot(problem: Problem, measure: str) -> tuple[np.ndarray, np.ndarray]:
     exits, _, classes = problem.predictions.probs.shape
     weights = measure_weights(measure, exits, classes)
-    return weights, weights_scores(problem, weights)
+    return weights, linear_scores(weights, problem)
 
 
 def geometric_candidate(
@@ -151,9 +150,12 @@ def near_budget_family(
     above = budget + (last - budget) * np.geomspace(1e-4, 0.05, 8)
     targets = np.concatenate([below, [budget], above]).astype(np.float32)
     costs = np.asarray(problem.costs.costs, np.float32)
-    tilts = jax.vmap(jax.vmap(tilt_to_cost, (None, None, 0)), (0, None, None))
-    distributions = np.asarray(tilts(np.asarray(log_shares, np.float32), costs, targets))
-    members = distributions.reshape(-1, len(costs))
+    members = np.concatenate(
+        [
+            np.asarray(tilts_to_costs(shape.astype(np.float32), costs, targets))
+            for shape in log_shares
+        ]
+    )
     ends = fixed_thresholds(problem, scores, present, both_ends(len(costs)))
     return joined([simulated_family(problem, scores, present, members), ends])
 
@@ -197,24 +199,23 @@ def learned_candidate(
       seed: Draws h's hidden layer and the permutations.
     """
     sets, count = len(present), len(problem.budgets)
-    start_key, solve_key = jax.random.split(jax.random.key(seed))
     answers = [(s, b) for s in range(sets) for b in range(count)]
     rates = [_exit_rates(problem, origin.solutions[s][b], present[s]) for s, b in answers]
-    start = _start(problem, origin.solutions[0][0].weights, np.stack(rates), settings, start_key)
+    start = _start(problem, origin.solutions[0][0].weights, np.stack(rates), settings, seed)
     fitted = solve(
-        Samples(problem.predictions.probs, problem.measures(), problem.correct),
+        Samples(problem.predictions.probs, problem.measures, problem.correct),
         problem.costs.costs,
         np.asarray([problem.budgets[b] for _, b in answers]),
         np.stack([present[s] for s, _ in answers]),
         start,
         settings,
-        solve_key,
+        jax.random.key(seed),
     )
     weights = np.asarray(fitted.params.scores)
     log_shares = np.log(np.asarray(fitted.distribution) + 1e-30)
     found = []
     for run, (s, b) in enumerate(answers):
-        scores, budget = weights_scores(problem, weights[run]), problem.budgets[b]
+        scores, budget = linear_scores(weights[run], problem), problem.budgets[b]
         family = near_budget_family(problem, scores, present[s], log_shares[run][None], budget)
         found.append(_chosen(family, weights[run], scores, budget))
     solutions = [found[s * count : (s + 1) * count] for s in range(sets)]
@@ -227,17 +228,17 @@ def _exit_rates(problem, solution, present):
     return np.bincount(exits, minlength=len(solution.thresholds)) / exits.size
 
 
-def _start(problem, weights, rates, settings, key):
+def _start(problem, weights, rates, settings, seed):
     """All of g's weight on max, h's output at the geometric solution whatever its input."""
     exits, _, classes = problem.predictions.probs.shape
+    random = np.random.default_rng(seed)
+    drawn = random_params(random, 1, exits, classes, settings.hidden_ratio).assignment
     runs = len(rates)
-    random = random_params(key, exits, classes, settings.hidden_ratio).assignment
-    assignment = random._replace(
-        out=jnp.zeros_like(random.out), out_bias=jnp.zeros_like(random.out_bias)
-    )
-    repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], runs, axis=0), assignment)
-    logits = np.stack([stick_logits(rate) for rate in rates])
+    repeated = jax.tree.map(lambda leaf: np.repeat(leaf, runs, axis=0), drawn)
     return SchedulerParams(
-        scores=jnp.repeat(jnp.asarray(weights)[None], runs, axis=0),
-        assignment=repeated._replace(out_bias=jnp.asarray(logits)),
+        scores=np.repeat(weights[None], runs, axis=0),
+        assignment=repeated._replace(
+            out=np.zeros_like(repeated.out),
+            out_bias=np.stack([stick_logits(rate) for rate in rates]),
+        ),
     )

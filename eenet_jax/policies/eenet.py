@@ -46,12 +46,12 @@ class EENetSettings(SolverSettings):
     folds: int = 4
     baseline_caution: float = 0.5
     learned_caution: float = 1.0
-    epochs: int = 60
+    epochs: int = 40
     lr: float = 3e-3
     l2: float = 1e-3
     anchor_to_start: bool = True
     alpha_budget: float = 1.0
-    patience_epochs: int = 60
+    patience_epochs: int = 40
     tilt: bool = True
     budget_slack: float = 0.01
     measures: tuple[str, ...] = MEASURES

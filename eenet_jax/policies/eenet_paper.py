@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from eenet_jax.errors import InputError
-from eenet_jax.policies.linear import linear_score
+from eenet_jax.policies.linear import linear_score, linear_scores
 from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.problem import (
     Problem,
@@ -91,11 +91,10 @@ def fit_eenet_paper(problem: Problem, settings: EENetPaperSettings, seed: int) -
     """
     exits, _, classes = problem.predictions.probs.shape
     runs = len(problem.budgets) * settings.restarts
-    start_key, solve_key = jax.random.split(jax.random.key(seed))
-    start = jax.vmap(lambda key: random_params(key, exits, classes, settings.hidden_ratio))(
-        jax.random.split(start_key, runs)
-    )
-    samples = Samples(problem.predictions.probs, problem.measures(), problem.correct)
+    random = np.random.default_rng(seed)
+    start = random_params(random, runs, exits, classes, settings.hidden_ratio)
+    solve_key = jax.random.key(seed)
+    samples = Samples(problem.predictions.probs, problem.measures, problem.correct)
     budgets = np.repeat(np.asarray(problem.budgets), settings.restarts)
     present = np.ones((runs, problem.predictions.num_samples), bool)
     fitted = solve(samples, problem.costs.costs, budgets, present, start, settings, solve_key)
@@ -111,21 +110,9 @@ def fit_eenet_paper(problem: Problem, settings: EENetPaperSettings, seed: int) -
 
 
 def _policy(problem, weights, shares, budget):
-    scores = weights_scores(problem, weights)
+    scores = linear_scores(weights, problem)
     thresholds = _thresholds_within(problem, scores, shares, budget)
     return EENetPaper(weights=weights, **policy_fields(problem, scores, thresholds, budget))
-
-
-def weights_scores(
-    problem: Problem, weights: Float[np.ndarray, "exits weights"]
-) -> Float[np.ndarray, "exits samples"]:
-    """g at every exit, by the very calls that the policy makes at inference."""
-    probs, measures = problem.predictions.probs, problem.predictions.measures
-    rows = [
-        linear_score(weights, k, probs[: k + 1], None if measures is None else measures[: k + 1])
-        for k in range(len(probs))
-    ]
-    return np.stack([np.asarray(row) for row in rows])
 
 
 def _thresholds_within(problem, scores, shares, budget):

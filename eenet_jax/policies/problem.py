@@ -1,6 +1,7 @@
 """What a policy is fitted to, and the members of threshold families that meet a budget."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,13 +9,14 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from eenet_jax.errors import InputError
-from eenet_jax.scheduler.features import confidence_measures, measure_score
+from eenet_jax.scheduler.features import measures_at
 from eenet_jax.scheduler.simulation import Outcome, first_exit, mean_cost, outcome, simulate_quotas
 from eenet_jax.scheduler.thresholds import exit_quota, geometric
-from eenet_jax.types import Array, CostTable, ExitPredictions
+from eenet_jax.types import MEASURES, Array, CostTable, ExitPredictions
 
 COARSE_MEMBERS = 512
 FINE_MEMBERS = 64
+MEMBERS_A_CALL = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,7 +40,7 @@ class Problem:
         for budget in self.budgets:
             self.costs.check_budget(budget)
 
-    @property
+    @functools.cached_property
     def correct(self) -> Float[np.ndarray, "exits samples"]:
         """How right each exit is on each sample."""
         return self.predictions.correctness()
@@ -48,10 +50,14 @@ class Problem:
         """All samples."""
         return np.ones(self.predictions.num_samples, bool)
 
+    @functools.cached_property
     def measures(self) -> Float[np.ndarray, "exits samples 5"]:
         """The confidence measures, as given or computed."""
         given = self.predictions.measures
-        return np.asarray(confidence_measures(self.predictions.probs)) if given is None else given
+        if given is not None:
+            return given
+        probs = self.predictions.probs
+        return np.stack([np.asarray(measures_at(probs[: k + 1])) for k in range(len(probs))])
 
     def outcome(self, exits: np.ndarray) -> Outcome:
         """What leaving at these exits comes to on validation."""
@@ -134,11 +140,21 @@ def simulated_family(
     """The family that the threshold routine makes of many exit distributions."""
     count = int(present.sum())
     quotas = exit_quota(distributions, count)
-    thresholds, left, correct = simulate_quotas(scores, problem.correct, quotas, present)
+    # One shape for every call, whatever the number of members: one compilation.
+    calls = -(-len(quotas) // MEMBERS_A_CALL)
+    filled = np.resize(quotas, (calls * MEMBERS_A_CALL, quotas.shape[1]))
+    parts = [
+        simulate_quotas(scores, problem.correct, chunk, present)
+        for chunk in np.split(filled, calls)
+    ]
+    thresholds, left, correct = (
+        np.concatenate([np.asarray(part[item]) for part in parts])[: len(quotas)]
+        for item in range(3)
+    )
     return Family(
-        thresholds=np.asarray(thresholds),
-        costs=mean_cost(np.asarray(left), problem.costs.costs),
-        accuracies=np.asarray(correct, np.float64) / count,
+        thresholds=thresholds,
+        costs=mean_cost(left, problem.costs.costs),
+        accuracies=correct.astype(np.float64) / count,
     )
 
 
@@ -174,13 +190,8 @@ def _around(coarse: Family, logs: np.ndarray, budget: float) -> np.ndarray:
 
 
 def measure_scores(problem: Problem, name: str) -> Float[np.ndarray, "exits samples"]:
-    """One measure at every exit, by the very calls that a policy makes at inference."""
-    probs, measures = problem.predictions.probs, problem.predictions.measures
-    rows = [
-        measure_score(name, probs[: k + 1], None if measures is None else measures[: k + 1])
-        for k in range(len(probs))
-    ]
-    return np.stack([np.asarray(row) for row in rows])
+    """One measure at every exit, the bits being those that a policy gives at inference."""
+    return np.ascontiguousarray(problem.measures[..., MEASURES.index(name)])
 
 
 def policy_fields(

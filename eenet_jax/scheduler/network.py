@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Key
+from jaxtyping import Float
 
 from eenet_jax.types import MEASURES, Array
 
@@ -133,27 +133,33 @@ def _unit_mask(exits, classes, hidden_ratio):
 
 
 def random_params(
-    key: Key[Array, ""], exits: int, classes: int, hidden_ratio: float
+    random: np.random.Generator, runs: int, exits: int, classes: int, hidden_ratio: float
 ) -> SchedulerParams:
-    """Random g and h: uniform within ±1/√(inputs), as the published code's layers start."""
-    keys = jax.random.split(key, 5)
+    """Random g and h: uniform within ±1/√(inputs), as the published code's layers start.
+
+    Args:
+      random: Source of randomness.
+      runs: How many; each leaf gets a leading axis of that length.
+      exits: K.
+      classes: C.
+      hidden_ratio: h's hidden units over its inputs, ρ.
+    """
     trainable = trainable_weights(exits, classes, PAPER_MEASURES)
-    inputs = trainable.sum(1).astype(np.float32)
+    inputs = trainable.sum(1)
     units = np.asarray(hidden_units(exits, classes, hidden_ratio), np.float32)
     width = int(units.max())
 
-    def draw(key, shape, fan_in):
+    def draw(shape, fan_in):
         bound = fan_in.reshape((exits,) + (1,) * (len(shape) - 1)) ** -0.5
-        return jax.random.uniform(key, shape, minval=-1.0) * bound
+        return (random.uniform(-1.0, 1.0, (runs, *shape)) * bound).astype(np.float32)
 
     assignment = AssignmentParams(
-        hidden=draw(keys[0], (exits, trainable.shape[1], width), inputs),
-        hidden_bias=draw(keys[1], (exits, width), inputs),
-        out=draw(keys[2], (exits, width), units),
-        out_bias=draw(keys[3], (exits,), units),
+        hidden=draw((exits, trainable.shape[1], width), inputs),
+        hidden_bias=draw((exits, width), inputs),
+        out=draw((exits, width), units),
+        out_bias=draw((exits,), units),
     )
-    scores = draw(keys[4], trainable.shape, inputs) * trainable
-    return SchedulerParams(scores=scores, assignment=assignment)
+    return SchedulerParams(scores=draw(trainable.shape, inputs) * trainable, assignment=assignment)
 
 
 def measure_weights(name: str, exits: int, classes: int) -> Float[np.ndarray, "{exits} weights"]:

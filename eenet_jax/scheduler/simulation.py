@@ -94,4 +94,4 @@ def simulate_quotas(
         left = (exits[None] == jnp.arange(scores.shape[0])[:, None]) & present[None]
         return thresholds, left.sum(1), jnp.where(left, correct, 0.0).sum()
 
-    return jax.lax.map(simulate, quotas, batch_size=32)
+    return jax.vmap(simulate)(quotas)

@@ -113,3 +113,13 @@ def tilt_to_cost(
 
     low, _ = jax.lax.fori_loop(0, 45, halve, (jnp.float32(-500.0), jnp.float32(500.0)))
     return jax.nn.softmax(log_shares + low * levels)
+
+
+@jax.jit
+def tilts_to_costs(
+    log_shares: Float[Array, " exits"],
+    costs: Float[Array, " exits"],
+    targets: Float[Array, " members"],
+) -> Float[Array, "members exits"]:
+    """`tilt_to_cost` for many targets."""
+    return jax.vmap(tilt_to_cost, (None, None, 0))(log_shares, costs, targets)

@@ -85,8 +85,9 @@ class Checkpoints:
           InputError: every checkpoint is damaged, or the network is another one.
         """
         steps = self.steps()
+        placed = jax.tree.map(_on_first_device, abstract)
         for step in reversed(steps):
-            found = self._load(step, abstract, network, iterator)
+            found = self._load(step, placed, network, iterator)
             if found is not None:
                 return found
         if steps:
@@ -112,6 +113,12 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:200]
             self._warn(f"checkpoint {step} in '{self._folder}' is damaged, passed over ({reason})")
             return None
+
+
+def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """Said outright, for a checkpoint may be read on other devices than it was written on."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def digest(state: TrainState) -> str:

@@ -89,7 +89,7 @@ def device_name() -> str:
     """The accelerator's name, or the processor's."""
     device = jax.devices()[0]
     if device.platform != "cpu":
-        return f"{len(jax.devices())} × {device.device_kind}"
+        return f"{len(jax.devices())} x {device.device_kind}"
     return f"{_processor()}, {_cores()} cores"
 
 

@@ -70,7 +70,9 @@ def make_train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval_step(network: MultiExitNetwork, config: ExperimentConfig, spec: DatasetSpec) -> EvalStep:
+def make_eval_step(
+    network: MultiExitNetwork, config: ExperimentConfig, spec: DatasetSpec
+) -> EvalStep:
     """A jitted function (variables, padded batch) → sums over its real samples.
 
     The sums are `loss` (weighted as in training), `correct` [exits] and `count`.

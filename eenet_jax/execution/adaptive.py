@@ -1,0 +1,120 @@
+"""`eenet run`: a run's network and fitted policies, on its test images, measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from eenet_jax.artifacts import write_json
+from eenet_jax.data import augment
+from eenet_jax.errors import InputError
+from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement, to_json
+from eenet_jax.policies.policy import Policy, load_policy
+from eenet_jax.predictions import load_network, open_run_split
+from eenet_jax.training.run import RunFolder, device_name
+
+WIDTH = 110
+
+
+def find_policies(fit: Path, name: str, budgets: Sequence[str] | None) -> list[Policy]:
+    """The fitted policies of that name in `FIT/policies/`, cheapest budget first.
+
+    Raises:
+      InputError: there is none, or none for one of the budgets.
+    """
+    folder = fit / "policies"
+    if budgets is None:
+        paths = sorted(folder.glob(f"{name}-*.json"))
+    else:
+        paths = [folder / f"{name}-{budget}.json" for budget in budgets]
+    found = sorted((load_policy(path) for path in paths), key=lambda policy: policy.budget)
+    if not found:
+        there = sorted({path.stem.rsplit("-", 1)[0] for path in folder.glob("*.json")})
+        raise InputError(
+            f"'{folder}' has no policy '{name}' (it has {', '.join(there) or 'none'}):"
+            " fit it with `eenet fit`"
+        )
+    return found
+
+
+def run_adaptive(
+    run: str | Path,
+    *,
+    fit: str | Path | None = None,
+    policy: str = "eenet",
+    budgets: Sequence[str] | None = None,
+    strategies: Sequence[str] = STRATEGIES,
+    batch_size: int = 256,
+    samples: int | None = None,
+    repeats: int = 7,
+    data_dir: str | None = None,
+) -> list[Measurement]:
+    """Measure adaptive inference on a run's test images; writes `FIT/execution.json`.
+
+    Args:
+      run: Folder of the training run.
+      fit: Folder that `eenet fit` wrote; the run's own by default.
+      policy: Which policy.
+      budgets: As typed for `eenet fit`; all of them by default.
+      strategies: Of `STRATEGIES`.
+      batch_size: Images a batch.
+      samples: Test images to use, from the first; all by default.
+      repeats: Timed passes of everything.
+      data_dir: Where prepared data sets lie; the training's own by default.
+
+    Returns:
+      The measurements, by budget and strategy.
+    """
+    fit = Path(run) if fit is None else Path(fit)
+    fitted = find_policies(fit, policy, budgets)
+    config, trained_on = RunFolder(Path(run)).config()
+    split = open_run_split(config, "test", trained_on if data_dir is None else data_dir)
+    network, variables, _ = load_network(run)
+    for each in fitted:
+        if each.num_exits != network.num_exits:
+            raise InputError(
+                f"policy '{each.name}' is for {each.num_exits} exits, the network of '{run}' has"
+                f" {network.num_exits}: fit it on this network's predictions"
+            )
+    images = split.gather(np.arange(len(split) if samples is None else min(samples, len(split))))
+    normalize = jax.jit(lambda x: augment.normalize(x, split.spec.mean, split.spec.std))
+    inputs = np.asarray(normalize(images["image"]))
+    size = min(batch_size, len(inputs))
+    bench = Bench(network, variables, inputs, size, repeats, device_name())
+    measured = [row for each in fitted for row in bench.measure(each, strategies)]
+    write_json(fit / "execution.json", [to_json(row) for row in measured])
+    return measured
+
+
+def print_measurements(measured: Sequence[Measurement], console: Console | None = None) -> None:
+    """Samples per second of each strategy beside the full network's, and where samples left."""
+    first = measured[0]
+    console = console or Console()
+    if not console.is_terminal:
+        # A log has no width of its own; the table needs this much.
+        console = Console(width=WIDTH, file=console.file)
+    table = Table(
+        title=f"{first.policy}, batch {first.batch_size}, {first.samples} samples,"
+        f" median of {first.repeats} passes on {first.device}"
+    )
+    for heading in ("budget", "strategy", "samples/s", "speed-up", "ideal", "realised/ideal"):
+        table.add_column(heading, justify="right")
+    table.add_column("left at each exit", justify="right")
+    table.add_column("exits as decided", justify="right")
+    for row in measured:
+        share = "" if row.realised_over_ideal is None else f"{row.realised_over_ideal:.2f}"
+        adaptive = row.strategy not in ("full", "last_exit")
+        table.add_row(
+            f"{row.budget:.4g}",
+            row.strategy,
+            f"{row.samples_per_second:,.0f}",
+            f"{row.speedup:.2f}",
+            f"{row.ideal_speedup:.2f}" if adaptive else "",
+            share,
+            " ".join(f"{100 * rate:.1f} %" for rate in row.exit_rates) if adaptive else "",
+            f"{100 * row.same_exits:.2f} %" if adaptive else "",
+        )
+    console.print(table)

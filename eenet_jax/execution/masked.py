@@ -1,0 +1,50 @@
+"""Masked execution: one program for the whole batch, with whole stages skipped inside it.
+
+Shapes stay fixed, as accelerators like it. Every stage runs on the whole batch until its last
+sample has left; from there on `lax.cond` skips.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from eenet_jax.execution.decision import Answers, Reached, advance, start
+from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.policies.policy import Policy
+from eenet_jax.types import PyTree
+
+
+def masked(network: MultiExitNetwork, policy: Policy) -> Callable[[PyTree, PyTree], Answers]:
+    """A jitted function (variables, batch) → `Answers`.
+
+    Args:
+      network: The network.
+      policy: Fitted for its exits.
+    """
+
+    def run(variables: PyTree, x: PyTree) -> Answers:
+        reached, logits, left = advance(network, policy, 0, variables, start(network, x))
+        answers = Answers(logits, jnp.zeros(logits.shape[0], jnp.int32))
+        for k in range(1, network.num_exits):
+            reached, answers, left = _exit(network, policy, k, variables, reached, answers, left)
+        return answers
+
+    return jax.jit(run)
+
+
+def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers, left):
+    """Exit k for those who have not left; nothing at all where everybody has."""
+
+    def go(reached: Reached):
+        after, logits, leaves = advance(network, policy, k, variables, reached)
+        kept = jnp.where(left[:, None], answers.logits, logits)
+        exit_index = jnp.where(left, answers.exit_index, k)
+        return after, Answers(kept, exit_index), left | leaves
+
+    def skip(reached: Reached):
+        shapes = jax.eval_shape(go, reached)[0]
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return empty, answers, left
+
+    return jax.lax.cond(left.all(), skip, go, reached)

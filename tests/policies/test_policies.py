@@ -1,0 +1,300 @@
+"""Every policy: budgets hold, each sample leaves, scores look at no later exit, files come back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_exits import dense, synthetic
+
+import eenet_jax
+from eenet_jax.errors import InputError
+from eenet_jax.policies.fit import POLICY_NAMES
+from eenet_jax.policies.linear import linear_scores
+from eenet_jax.policies.problem import Problem, measure_scores
+from eenet_jax.scheduler.network import measure_weights
+from eenet_jax.types import CostTable, ExitPredictions
+
+COSTS = (1.0, 2.5, 4.0)
+BUDGETS = [1.0, 1.7, 2.5, 3.9, 4.0]
+QUICK = {"eenet": {"epochs": 20, "folds": 2}, "eenet_paper": {"epochs": 40, "restarts": 2}}
+
+
+@pytest.fixture(scope="module")
+def predictions():
+    return synthetic()
+
+
+@pytest.fixture(scope="module")
+def fitted(predictions):
+    return {
+        name: eenet_jax.fit(predictions, COSTS, BUDGETS, policy=name, **QUICK.get(name, {}))
+        for name in POLICY_NAMES
+    }
+
+
+def _realised(policy, predictions, costs=COSTS):
+    exits = policy.decide(predictions.probs, predictions.measures)
+    right = predictions.correctness()[exits, np.arange(len(exits))]
+    rates = np.bincount(exits, minlength=len(costs)) / len(exits)
+    return right.mean(), float((rates * np.asarray(costs)).sum())
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_every_budget_holds_on_realised_validation_cost(fitted, predictions, name):
+    for budget, policy in zip(BUDGETS, fitted[name], strict=True):
+        accuracy, cost = _realised(policy, predictions)
+        assert policy.budget == budget
+        assert cost <= budget
+        assert policy.info["validation_cost"] == cost
+        assert policy.info["validation_accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("name", ["max_prob", "entropy", "eenet"])
+def test_policies_of_continuous_scores_use_the_budget_up(fitted, name):
+    for policy in fitted[name]:
+        assert policy.info["validation_cost"] >= policy.budget - 0.05
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_row_k_of_scores_is_score_k_to_the_bit_and_sees_no_later_exit(fitted, predictions, name):
+    policy, probs = fitted[name][2], predictions.probs
+    scores = policy.scores(probs)
+    assert scores.shape == probs.shape[:2]
+    other = synthetic(seed=5).probs
+    for k in range(3):
+        np.testing.assert_array_equal(scores[k], policy.score(k, probs[: k + 1]))
+        mixed = np.concatenate([probs[: k + 1], other[k + 1 :]])
+        np.testing.assert_array_equal(scores[k], policy.scores(mixed)[k])
+    traced = jax.jit(lambda some: policy.score(1, some))(probs[:2])
+    np.testing.assert_allclose(traced, scores[1], rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_a_saved_policy_comes_back_the_same(fitted, predictions, name, tmp_path):
+    policy = fitted[name][1]
+    policy.save(tmp_path / "policy.json")
+    again = eenet_jax.load_policy(tmp_path / "policy.json")
+    assert type(again) is type(policy)
+    assert (again.budget, again.costs, again.unit) == (policy.budget, policy.costs, policy.unit)
+    assert dict(again.info) == dict(policy.info)
+    np.testing.assert_array_equal(again.thresholds, policy.thresholds)
+    scores = policy.scores(predictions.probs)
+    np.testing.assert_array_equal(again.scores(predictions.probs), scores)
+
+
+def test_infinite_thresholds_are_strings(fitted, tmp_path):
+    fitted["static"][2].save(tmp_path / "policy.json")
+    document = json.loads((tmp_path / "policy.json").read_text())
+    assert document["thresholds"] == ["inf", "-inf", "-inf"]
+    assert document["policy"] == "static"
+
+
+def _large(fitted):
+    weights = np.random.default_rng(0).normal(size=(3, 2008)).astype(np.float32)
+    known = fitted["eenet"][0]
+    fields = {"budget": 2.0, "thresholds": known.thresholds, "costs": COSTS}
+    return type(known)(weights=weights, **fields)
+
+
+def test_large_arrays_lie_beside_in_safetensors(fitted, tmp_path):
+    policy = _large(fitted)
+    policy.save(tmp_path / "eenet-2.0.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "eenet-2.0.json",
+        "eenet-2.0.safetensors",
+    ]
+    again = eenet_jax.load_policy(tmp_path / "eenet-2.0.json")
+    np.testing.assert_array_equal(again.weights, policy.weights)
+
+
+def _damage(document, how):
+    return {
+        "format": document | {"format": "other"},
+        "policy": document | {"policy": "nobody"},
+        "thresholds": document | {"thresholds": ["inf"]},
+        "not a number": document | {"thresholds": ["nan", 0.5, "-inf"]},
+        "words": document | {"thresholds": ["many", 0.5, "-inf"]},
+        "weights": document | {"weights": [[1.0], [2.0]]},
+        "budget": {key: value for key, value in document.items() if key != "budget"},
+        "no dict": [1, 2],
+        "arrays": document | {"arrays": {"file": "gone.safetensors", "names": ["weights"]}},
+    }[how]
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["format", "policy", "thresholds", "not a number", "words", "weights", "budget", "no dict",
+     "arrays"],
+)  # fmt: skip
+def test_damaged_policy_files_are_one_line_errors(fitted, tmp_path, how):
+    path = tmp_path / "policy.json"
+    fitted["eenet"][1].save(path)
+    path.write_text(json.dumps(_damage(json.loads(path.read_text()), how)))
+    with pytest.raises(InputError, match=r"policy\.json"):
+        eenet_jax.load_policy(path)
+
+
+def test_truncated_and_missing_files_are_one_line_errors(fitted, tmp_path):
+    path = tmp_path / "policy.json"
+    with pytest.raises(InputError, match="check the path"):
+        eenet_jax.load_policy(path)
+    _large(fitted).save(path)
+    beside = tmp_path / "policy.safetensors"
+    beside.write_bytes(beside.read_bytes()[:100])
+    with pytest.raises(InputError, match="damaged"):
+        eenet_jax.load_policy(path)
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(InputError, match="policy"):
+        eenet_jax.load_policy(path)
+
+
+def test_static_takes_the_best_exit_that_the_budget_pays_for(fitted):
+    assert fitted["static"][1].thresholds.tolist() == [-np.inf] * 3
+    assert fitted["static"][3].thresholds.tolist() == [np.inf, -np.inf, -np.inf]
+
+
+def test_patience_has_one_integer_for_all_exits(fitted):
+    for policy in fitted["patience"]:
+        early = set(policy.thresholds[:-1].tolist())
+        assert early <= {2.0, 3.0} or set(policy.thresholds.tolist()) <= {np.inf, -np.inf}
+
+
+def test_eenet_is_never_worse_than_max_prob_on_fresh_samples(fitted):
+    fresh = synthetic(samples=400, seed=11)
+    for ours, theirs in zip(fitted["eenet"], fitted["max_prob"], strict=True):
+        picked = [policy.decide(fresh.probs) for policy in (ours, theirs)]
+        right = [fresh.correctness()[exits, np.arange(400)] for exits in picked]
+        gap = right[0] - right[1]
+        assert gap.mean() >= -1.96 * gap.std() / 20 - 1e-9
+
+
+@pytest.mark.parametrize("measure", ["max", "entropy", "vote", "patience", "margin"])
+def test_g_with_all_weight_on_a_measure_scores_as_its_baseline_to_the_bit(predictions, measure):
+    problem = Problem(predictions=predictions, costs=CostTable(costs=COSTS), budgets=tuple(BUDGETS))
+    ours = linear_scores(measure_weights(measure, 3, 4), problem)
+    np.testing.assert_array_equal(ours, measure_scores(problem, measure))
+
+
+def test_the_same_seed_gives_the_same_policy(predictions, fitted):
+    again = eenet_jax.fit(predictions, COSTS, BUDGETS, policy="eenet_paper", **QUICK["eenet_paper"])
+    np.testing.assert_array_equal(again[2].weights, fitted["eenet_paper"][2].weights)
+
+
+def test_softmax_exit_distributions_hold_budgets_too(predictions):
+    some = eenet_jax.fit(
+        predictions, COSTS, BUDGETS, policy="eenet_paper", exit_distribution="softmax",
+        **QUICK["eenet_paper"],
+    )  # fmt: skip
+    for budget, policy in zip(BUDGETS, some, strict=True):
+        assert _realised(policy, predictions)[1] <= budget
+
+
+@pytest.mark.parametrize("name", ["eenet", "eenet_paper", "max_prob", "patience"])
+def test_dense_prediction_scores_by_the_given_measures(name):
+    some = dense(samples=200)
+    quick = QUICK.get(name, {})
+    for policy in eenet_jax.fit(some, COSTS, BUDGETS, policy=name, **quick):
+        accuracy, cost = _realised(policy, some)
+        assert cost <= policy.budget
+        assert policy.info["validation_accuracy"] == pytest.approx(accuracy, rel=1e-5)
+    if name == "max_prob":
+        np.testing.assert_array_equal(
+            policy.scores(some.probs, some.measures), some.measures[..., 0]
+        )
+
+
+def _hostile(kind):
+    exits, samples, classes = 3, 20, 2
+    random = np.random.default_rng(0)
+    probs = random.dirichlet(np.ones(classes), (exits, samples)).astype(np.float32)
+    labels = random.integers(0, classes, samples)
+    certain = np.eye(classes, dtype=np.float32)
+    if kind == "one class only":
+        labels = np.zeros(samples, int)
+    elif kind == "all exits equal":
+        probs = np.repeat(probs[:1], exits, axis=0)
+    elif kind == "certain and right":
+        probs = np.repeat(certain[labels][None], exits, axis=0)
+    elif kind == "certain and wrong":
+        probs = np.repeat(certain[1 - labels][None], exits, axis=0)
+    elif kind == "ties everywhere":
+        probs = np.full_like(probs, 0.5)
+    elif kind == "best exit first":
+        probs = np.stack([certain[labels], *probs[1:]])
+    return ExitPredictions(probs=probs, labels=labels)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["one class only", "all exits equal", "certain and right", "certain and wrong",
+     "ties everywhere", "best exit first"],
+)  # fmt: skip
+def test_hostile_predictions_hold_budgets_and_every_sample_leaves(kind):
+    some = _hostile(kind)
+    for name in POLICY_NAMES:
+        for policy in eenet_jax.fit(some, COSTS, BUDGETS, policy=name, **QUICK.get(name, {})):
+            exits = policy.decide(some.probs)
+            assert ((exits >= 0) & (exits < 3)).all()
+            assert _realised(policy, some)[1] <= policy.budget
+            assert np.isfinite(policy.scores(some.probs)).all()
+
+
+@pytest.mark.parametrize(("exits", "samples"), [(2, 20), (12, 20), (2, 1), (3, 7)])
+def test_few_and_many_exits_and_hardly_any_samples(exits, samples):
+    some = synthetic(samples=samples, exits=exits, classes=2)
+    costs = tuple(float(k) for k in range(1, exits + 1))
+    budgets = [1.0, (1 + exits) / 2, float(exits)]
+    names = ("eenet", "max_prob", "vote", "patience", "static")
+    for name in names if samples == 20 else ("eenet",):
+        quick = QUICK.get(name, {}) | ({"folds": 5} if name == "eenet" and exits == 12 else {})
+        for policy in eenet_jax.fit(some, costs, budgets, policy=name, **quick):
+            assert _realised(policy, some, costs)[1] <= policy.budget
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(["max_prob", "entropy", "vote", "patience"]))
+def test_budgets_hold_whatever_the_predictions(seed, name):
+    random = np.random.default_rng(seed)
+    probs = random.dirichlet(np.full(4, 0.3), (3, 200)).round(1).astype(np.float32)
+    probs[..., 0] += 1 - probs.sum(-1)
+    probs = np.abs(probs) / np.abs(probs).sum(-1, keepdims=True)
+    some = ExitPredictions(probs=probs, labels=random.integers(0, 4, 200))
+    for policy in eenet_jax.fit(some, COSTS, BUDGETS, policy=name):
+        assert _realised(policy, some)[1] <= policy.budget
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings_", "words"),
+    [
+        (([1, 2], [1.5]), {}, "2 costs for 3 exits"),
+        ((COSTS, [0.5]), {}, "from 1 to 4"),
+        ((COSTS, [4.5]), {}, "from 1 to 4"),
+        ((COSTS, []), {}, "no budgets"),
+        ((COSTS, ["two"]), {}, "'two' is no number"),
+        ((COSTS, [float("nan")]), {}, "not finite"),
+        ((COSTS, [2.0]), {"policy": "eenett"}, "known are eenet, eenet_paper, max_prob"),
+        ((COSTS, [2.0]), {"policy": "eenet", "epoch": 3}, "'epoch' is unknown"),
+        ((COSTS, [2.0]), {"policy": "max_prob", "epochs": 3}, "it takes none"),
+        ((COSTS, [2.0]), {"policy": "eenet", "folds": 1}, "folds is 1"),
+        ((COSTS, [2.0]), {"policy": "eenet_paper", "restarts": 0}, "restarts is 0"),
+        ((COSTS, [2.0]), {"exit_distribution": "softmax"}, "stick_breaking"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(predictions, arguments, settings_, words):
+    with pytest.raises(InputError, match=words):
+        eenet_jax.fit(predictions, *arguments, **settings_)
+
+
+def test_probs_of_another_network_are_refused(fitted):
+    with pytest.raises(InputError, match="2 exits"):
+        fitted["max_prob"][0].decide(synthetic(exits=2).probs)
+
+
+def test_a_path_of_predictions_is_as_good_as_predictions(predictions, tmp_path, fitted):
+    predictions.save(tmp_path / "val.npz")
+    policies = eenet_jax.fit(tmp_path / "val.npz", "1,2.5,4", BUDGETS, policy="entropy")
+    for ours, theirs in zip(policies, fitted["entropy"], strict=True):
+        np.testing.assert_array_equal(ours.thresholds, theirs.thresholds)
