@@ -99,7 +99,7 @@ def fit_frontier(
     predictions_path: str | Path,
     test_path: str | Path | None,
     costs: CostTable | str | Path | Sequence[float],
-    budgets: Sequence[str | float],
+    budgets: Sequence[str | float | int],
     policies: Sequence[str],
     seed: int,
     out: str | Path,
@@ -191,7 +191,7 @@ def _settings_by_policy(names: tuple[str, ...], settings: Mapping[str, Any]) -> 
     }
 
 
-def _budget_texts(budgets: Sequence[str | float]) -> list[str]:
+def _budget_texts(budgets: Sequence[str | float | int]) -> list[str]:
     if isinstance(budgets, str):
         budgets = budgets.split(",")
     texts = [str(budget).strip() for budget in budgets]

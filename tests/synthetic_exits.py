@@ -1,4 +1,4 @@
-"""Predictions of an imaginary multi-exit network: deeper exits are better, and all overconfident."""
+"""Predictions of an imaginary multi-exit network: deeper exits are better, all overconfident."""
 
 import numpy as np
 

@@ -15,9 +15,8 @@ def test_a_written_file_is_whole_and_alone(tmp_path):
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), replacing(path) as aside:
-        aside.write_text("half")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), replacing(path) as aside:
+        aside.write_text(f"half{1 / 0}")
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
 
@@ -26,9 +25,8 @@ def test_a_folder_is_replaced_or_left(tmp_path):
     folder = tmp_path / "folder"
     with replacing_folder(folder) as aside:
         (aside / "one").write_text("1")
-    with pytest.raises(RuntimeError), replacing_folder(folder) as aside:
-        (aside / "two").write_text("2")
-        raise RuntimeError
+    with pytest.raises(ZeroDivisionError), replacing_folder(folder) as aside:
+        (aside / "two").write_text(f"2{1 / 0}")
     assert [path.name for path in folder.iterdir()] == ["one"]
     with replacing_folder(folder) as aside:
         (aside / "three").write_text("3")

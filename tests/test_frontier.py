@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 from synthetic_exits import dense, synthetic
@@ -18,7 +19,7 @@ from eenet_jax.frontier import (
 )
 
 QUICK = {"epochs": 20, "folds": 2}
-BUDGETS = ["1", "2.50", "4"]
+BUDGETS = ["1", "1.7", "2.50", "3.9", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(folder):
-    return fit_frontier(
-        folder / "val.npz", folder / "test.npz", "1,2.5,4", BUDGETS,
-        ["eenet", "max_prob", "patience"], 3, folder / "out", **QUICK,
-    )  # fmt: skip
+    # The setting of every test, so that what is compiled here is compiled once.
+    with jax.numpy_rank_promotion("raise"):
+        return fit_frontier(
+            folder / "val.npz", folder / "test.npz", "1,2.5,4", BUDGETS,
+            ["eenet", "max_prob", "patience"], 3, folder / "out", **QUICK,
+        )  # fmt: skip
 
 
 def test_the_columns_and_budgets_are_as_fixed(folder, rows):

@@ -35,7 +35,7 @@ POLICY_NAMES = (*LEARNED, *BASELINES)
 def fit(
     predictions: ExitPredictions | str | Path,
     costs: CostTable | str | Path | Sequence[float],
-    budgets: Sequence[float],
+    budgets: Sequence[float | int | str],
     *,
     policy: str = "eenet",
     seed: int = 0,
@@ -104,7 +104,7 @@ def settings_of(policy: str, settings: Mapping[str, Any]) -> Any:
     return LEARNED[policy][1](**settings) if policy in LEARNED else None
 
 
-def parse_budget(value: float | str) -> float:
+def parse_budget(value: float | int | str) -> float:
     """A budget as a finite number.
 
     Raises:

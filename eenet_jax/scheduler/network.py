@@ -67,12 +67,11 @@ def exit_scores(
     exits, _, classes = probs.shape
     inputs = jnp.concatenate([probs, measures], axis=-1)
     own = jnp.einsum("knd,kd->kn", inputs, weights[:, : classes + NUM_MEASURES])
-    scores, earlier = [], []
-    for k in range(exits):
-        first = classes + NUM_MEASURES
-        seen = [weights[k, first + j] * earlier[j] for j in range(k)]
-        scores.append(sum(seen, start=own[k]))
-        earlier.append(jax.lax.stop_gradient(jnp.clip(scores[k], 0.0, 1.0)))
+    scores, earlier = [own[0]], []
+    for k in range(1, exits):
+        earlier.append(jax.lax.stop_gradient(jnp.clip(scores[-1], 0.0, 1.0)))
+        by_earlier = weights[k, classes + NUM_MEASURES :][:k]
+        scores.append(own[k] + by_earlier @ jnp.stack(earlier))
     return jnp.stack(scores)
 
 

@@ -44,7 +44,8 @@ def mean_cost(
     Rates come before the sum, so that all samples at one exit cost exactly what it costs.
     """
     counts = np.asarray(exit_counts, np.float64)
-    return (counts / counts.sum(-1, keepdims=True) * np.asarray(costs, np.float64)).sum(-1)
+    rates = counts / counts.sum(-1, keepdims=True)
+    return np.asarray((rates * np.asarray(costs, np.float64)).sum(-1))
 
 
 def outcome(

@@ -29,10 +29,12 @@ def predictions():
 
 @pytest.fixture(scope="module")
 def fitted(predictions):
-    return {
-        name: eenet_jax.fit(predictions, COSTS, BUDGETS, policy=name, **QUICK.get(name, {}))
-        for name in POLICY_NAMES
-    }
+    # The setting of every test, so that what is compiled here is compiled once.
+    with jax.numpy_rank_promotion("raise"):
+        return {
+            name: eenet_jax.fit(predictions, COSTS, BUDGETS, policy=name, **QUICK.get(name, {}))
+            for name in POLICY_NAMES
+        }
 
 
 def _realised(policy, predictions, costs=COSTS):
@@ -207,7 +209,7 @@ def test_dense_prediction_scores_by_the_given_measures(name):
 
 
 def _hostile(kind):
-    exits, samples, classes = 3, 20, 2
+    exits, samples, classes = 3, 200, 4
     random = np.random.default_rng(0)
     probs = random.dirichlet(np.ones(classes), (exits, samples)).astype(np.float32)
     labels = random.integers(0, classes, samples)
@@ -219,9 +221,9 @@ def _hostile(kind):
     elif kind == "certain and right":
         probs = np.repeat(certain[labels][None], exits, axis=0)
     elif kind == "certain and wrong":
-        probs = np.repeat(certain[1 - labels][None], exits, axis=0)
+        probs = np.repeat(certain[(labels + 1) % classes][None], exits, axis=0)
     elif kind == "ties everywhere":
-        probs = np.full_like(probs, 0.5)
+        probs = np.full_like(probs, 1 / classes)
     elif kind == "best exit first":
         probs = np.stack([certain[labels], *probs[1:]])
     return ExitPredictions(probs=probs, labels=labels)
@@ -269,7 +271,7 @@ def test_budgets_hold_whatever_the_predictions(seed, name):
 @pytest.mark.parametrize(
     ("arguments", "settings_", "words"),
     [
-        (([1, 2], [1.5]), {}, "2 costs for 3 exits"),
+        (([1.0, 2.0], [1.5]), {}, "2 costs for 3 exits"),
         ((COSTS, [0.5]), {}, "from 1 to 4"),
         ((COSTS, [4.5]), {}, "from 1 to 4"),
         ((COSTS, []), {}, "no budgets"),

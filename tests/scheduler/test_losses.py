@@ -18,6 +18,7 @@ from eenet_jax.scheduler.network import (
 )
 
 EXITS, SAMPLES, CLASSES = 3, 6, 4
+BUDGET = jnp.float32(2.0)
 everyone = np.ones(SAMPLES, bool)
 alphas = {"alpha_kl": 1e-3, "alpha_budget": 1e-2, "beta": 1.0}
 
@@ -96,7 +97,7 @@ def test_budget_loss_is_the_distance_from_the_budget_plus_the_divergence():
     scores = np.asarray([[0.5], [0.5]], np.float32)
     shares = np.asarray([[0.25], [0.75]], np.float32)
     loss = budget_loss(
-        scores, np.log(shares), np.asarray([1.0, 3.0]), 2.0, np.ones(1, bool), **alphas
+        scores, np.log(shares), np.asarray([1.0, 3.0]), BUDGET, np.ones(1, bool), **alphas
     )  # fmt: skip
     kl = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
     assert float(loss) == pytest.approx(1e-3 * kl / 2 + 1e-2 * 0.5 / 2, rel=1e-4)
@@ -112,7 +113,7 @@ def test_scores_at_and_beyond_the_ends_give_finite_losses_and_gradients(value):
 
     def both(scores, log_shares):
         first = score_loss(scores, correct, log_shares, everyone)
-        return first + budget_loss(scores, log_shares, costs, 2.0, everyone, **alphas)
+        return first + budget_loss(scores, log_shares, costs, BUDGET, everyone, **alphas)
 
     loss, gradients = jax.value_and_grad(both, argnums=(0, 1))(scores, log_shares)
     assert np.isfinite(loss)
@@ -142,7 +143,7 @@ def test_absent_samples_change_no_loss():
     assert float(score_loss(scores, correct, log_shares, some)) == pytest.approx(
         float(score_loss(scores[:, cut], correct[:, cut], log_shares[:, cut], full)), rel=1e-5
     )
-    assert float(budget_loss(scores, log_shares, costs, 2.0, some, **alphas)) == pytest.approx(
-        float(budget_loss(scores[:, cut], log_shares[:, cut], costs, 2.0, full, **alphas)),
+    assert float(budget_loss(scores, log_shares, costs, BUDGET, some, **alphas)) == pytest.approx(
+        float(budget_loss(scores[:, cut], log_shares[:, cut], costs, BUDGET, full, **alphas)),
         rel=1e-5,
     )

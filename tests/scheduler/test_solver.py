@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
+from synthetic_exits import synthetic
 
 from eenet_jax.errors import InputError
 from eenet_jax.scheduler.features import confidence_measures
 from eenet_jax.scheduler.network import random_params
 from eenet_jax.scheduler.solver import Samples, SolverSettings, _epoch, solve
-from synthetic_exits import synthetic
 
 COSTS = (1.0, 2.0, 4.0)
 
@@ -49,7 +49,7 @@ def test_absent_samples_don_t_matter():
     np.testing.assert_allclose(
         np.asarray(all_in.distribution)[0], np.asarray(some_in.distribution)[0], rtol=1e-3
     )
-    assert not np.allclose(all_in.distribution[1], some_in.distribution[1], rtol=1e-3)
+    assert not np.allclose(all_in.distribution[1], some_in.distribution[1], rtol=1e-5)
 
 
 def test_an_epoch_visits_every_sample_once_and_each_epoch_in_its_own_order():
