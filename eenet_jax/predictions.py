@@ -47,8 +47,11 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
     key = jax.random.key(config.seed)
     # The optimizer's shapes are part of the state, whatever its schedule.
     abstract = jax.eval_shape(lambda: create_state(network, optimizer(config.training, 1), key))
-    with Checkpoints(folder.checkpoints, config.training.keep_checkpoints, warn) as checkpoints:
-        restored = checkpoints.restore(abstract, network)
+    restored = None
+    if folder.checkpoints.is_dir():
+        keep = config.training.keep_checkpoints
+        with Checkpoints(folder.checkpoints, keep, warn, read_only=True) as checkpoints:
+            restored = checkpoints.restore(abstract, network)
     if restored is None:
         raise InputError(f"'{run}' has no checkpoint yet: finish `eenet train` first")
     state, metadata = restored

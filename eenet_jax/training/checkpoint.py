@@ -1,7 +1,9 @@
 """Checkpoints: state, data iterator and metadata together, verified as they are read."""
 
 import hashlib
+import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,23 +23,27 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 class Checkpoints:
     """The checkpoints of one run, the newest few kept.
 
-    Each holds the training state, the position in the data, and JSON metadata with a digest of
-    the state, so that damage is noticed when it is read, and never trained on. Orbax writes
+    Each holds the training state, the position in the data, and JSON metadata with digests of
+    all of it, so that damage is noticed when it is read, and never trained on. Orbax writes
     aside and renames, so that a run killed while it saves leaves the previous one whole.
 
     Args:
       folder: Where they lie, one subfolder a step.
       keep: How many of the newest stay.
       warn: Told, in one line, of each damaged checkpoint that was passed over.
+      read_only: Change nothing in the folder, for a training may be writing there just now.
     """
 
-    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]):
+    def __init__(
+        self, folder: Path, keep: int, warn: Callable[[str], None], read_only: bool = False
+    ):
         self._warn = warn
         self._folder = folder.resolve()
+        self._read_only = read_only
         self._orbax = ocp.training.Checkpointer(
-            self._folder,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            cleanup_tmp_directories=True,
+            str(self._folder),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyright: ignore
+            cleanup_tmp_directories=not read_only,
         )
 
     def __enter__(self) -> "Checkpoints":
@@ -57,10 +63,16 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps():
             return
+        metadata = {
+            **metadata,
+            "step": step,
+            "digest": digest(state),
+            "position": _position(iterator),
+        }
         parts = {
             "state": state,
             "data": iterator,
-            "metadata": {**metadata, "step": step, "digest": digest(state)},
+            "metadata": {**metadata, "seal": _seal(metadata)},
         }
         self._orbax.save_checkpointables(step, parts, force=True)
 
@@ -71,7 +83,7 @@ class Checkpoints:
     def restore(
         self, abstract: TrainState, network: MultiExitNetwork, iterator: Any = None
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest undamaged checkpoint.
+        """The newest undamaged checkpoint; damaged newer ones are removed unless `read_only`.
 
         Args:
           abstract: Shapes and dtypes of the state.
@@ -89,6 +101,7 @@ class Checkpoints:
         for step in reversed(steps):
             found = self._load(step, placed, network, iterator)
             if found is not None:
+                self._remove([damaged for damaged in steps if damaged > step])
                 return found
         if steps:
             raise InputError(
@@ -100,11 +113,19 @@ class Checkpoints:
         try:
             wanted = {"metadata": None}
             metadata = self._orbax.load_checkpointables(step, wanted)["metadata"]
+            # Checkpoints written before there were seals have none.
+            if metadata["step"] != step or metadata.get("seal") not in (None, _seal(metadata)):
+                raise ValueError("its metadata do not match their digest")
             _check_network(metadata, network)
             wanted = {"state": abstract} | ({} if iterator is None else {"data": iterator})
             state = self._orbax.load_checkpointables(step, wanted)["state"]
             if digest(state) != metadata["digest"]:
                 raise ValueError("its weights do not match their digest")
+            if iterator is not None and metadata.get("position") not in (
+                None,
+                _position(iterator),
+            ):
+                raise ValueError("its position in the data is another one than was saved")
             return state, metadata
         except InputError:
             raise
@@ -113,6 +134,25 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:200]
             self._warn(f"checkpoint {step} in '{self._folder}' is damaged, passed over ({reason})")
             return None
+
+    def _remove(self, steps: list[int]) -> None:
+        """Make room for the steps to be saved again: a damaged one would pass for the newest."""
+        if self._read_only or not steps:
+            return
+        for step in steps:
+            shutil.rmtree(self._folder / str(step), ignore_errors=True)
+        self._orbax.reload()
+
+
+def _position(iterator: Any) -> str:
+    """A grain iterator's state as text."""
+    return json.dumps(iterator.get_state(), sort_keys=True, default=str)
+
+
+def _seal(metadata: Mapping[str, Any]) -> str:
+    """SHA-256 over what decides whether and how a checkpoint is used."""
+    sealed = {name: metadata.get(name) for name in ("step", "digest", "position", "network")}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
 
 def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

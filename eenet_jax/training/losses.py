@@ -5,7 +5,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+
+from eenet_jax.types import Array
 
 
 def exit_weights(kind: Literal["linear", "uniform"], num_exits: int) -> Float[Array, " exits"]:

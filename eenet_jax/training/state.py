@@ -23,7 +23,8 @@ class TrainState:
       opt_state: Of the optimizer.
     """
 
-    step: jax.Array
+    # Any leaf, as in the other fields: an abstract state holds shapes, a mapped one what came out.
+    step: PyTree
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree

@@ -1,0 +1,159 @@
+"""The jitted steps: one update by hand, when distillation starts, donation, padded evaluation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_run import tiny_config
+
+from eenet_jax.data import augment, datasets, pipeline
+from eenet_jax.training import losses
+from eenet_jax.training.loop import build_network, evaluate
+from eenet_jax.training.optimizer import optimizer
+from eenet_jax.training.state import create_state
+from eenet_jax.training.step import make_eval_step, make_train_step
+
+TOTAL_STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def split():
+    return datasets.open_split("digits", "train", val_size=1200)
+
+
+@pytest.fixture(scope="module")
+def batch(split):
+    return split.gather(np.arange(40))
+
+
+def config_of(**training):
+    config = tiny_config(decay_epochs=(), learning_rate=0.05, **training)
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, augmentation="none"), seed=4
+    )
+
+
+@pytest.fixture(scope="module")
+def network(split):
+    return build_network(config_of(), split.spec)
+
+
+@pytest.fixture(scope="module")
+def forward(network, split):
+    """(variables, images) → logits of all exits in training mode, jitted."""
+
+    @jax.jit
+    def run(variables, images):
+        normalized = augment.normalize(images, split.spec.mean, split.spec.std)
+        return network.apply_train(variables, normalized, jax.random.key(0))[0]
+
+    return run
+
+
+def start(network, config, at=0):
+    state = create_state(network, optimizer(config.training, 1), jax.random.key(0))
+    return dataclasses.replace(state, step=jnp.asarray(at, jnp.int32))
+
+
+def stepper(network, split, config):
+    made = optimizer(config.training, 1)
+    return make_train_step(network, made, config, split.spec, TOTAL_STEPS)
+
+
+@pytest.fixture(scope="module")
+def plain(network, split):
+    return stepper(network, split, config_of(distillation_weight=0.0))
+
+
+def host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def test_the_loss_falls_and_the_old_state_is_donated(network, batch, plain):
+    state = old = start(network, config_of())
+    seen = []
+    for _ in range(12):
+        state, metrics = plain(state, batch)
+        seen.append(float(metrics["loss"]))
+    assert seen[-1] < 0.9 * seen[0]
+    assert int(state.step) == 12
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
+
+
+def test_one_step_is_the_gradient_of_the_joint_loss_and_one_momentum_update(
+    network, batch, plain, forward
+):
+    config = config_of(distillation_weight=0.0)
+    state = start(network, config)
+    before = host(state.variables)
+
+    def loss_of(params):
+        logits = forward({**before, "params": params}, batch["image"])
+        return losses.joint_cross_entropy(logits, batch["label"], jnp.asarray([1 / 3, 2 / 3]))
+
+    value, gradients = jax.jit(jax.value_and_grad(loss_of))(before["params"])
+    after, metrics = plain(state, batch)
+    expected = jax.tree.map(
+        lambda w, g: w - 0.05 * (g + config.training.weight_decay * w), before["params"], gradients
+    )
+    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), host(after.params), host(expected)
+    )
+    moved = jax.tree.map(
+        lambda a, b: np.any(a != b), host(after.batch_stats), before["batch_stats"]
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+def test_distillation_begins_exactly_at_its_share_of_the_steps(
+    network, split, batch, plain, forward
+):
+    config = config_of(distillation_weight=0.5, distillation_start=0.75)
+    distilling = stepper(network, split, config)
+    variables = start(network, config).variables
+    logits = forward(variables, batch["image"])
+    extra = 0.5 * float(losses.self_distillation(logits, 3.0))
+    assert extra > 1e-3
+    for at in (0, 5, 6, 7):
+        loss = float(distilling(start(network, config, at), batch)[1]["loss"])
+        without = float(plain(start(network, config, at), batch)[1]["loss"])
+        assert loss - without == pytest.approx(extra if at >= 0.75 * TOTAL_STEPS else 0, abs=1e-5)
+
+
+def test_augmentation_is_drawn_anew_each_step_and_again_the_same(network, split, batch):
+    config = config_of(distillation_weight=0.0)
+    shifting = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, augmentation="shift")
+    )
+    step = stepper(network, split, shifting)
+    first, again, later = (
+        float(step(start(network, config, at), batch)[1]["loss"]) for at in (0, 0, 1)
+    )
+    assert first == again
+    assert first != later
+
+
+def test_evaluation_counts_every_sample_once(network, split):
+    config = config_of()
+    variables = start(network, config).variables
+    part = dataclasses.replace(
+        split, images=split.images[:50], labels=split.labels[:50], ids=split.ids[:50]
+    )
+    found = evaluate(make_eval_step(network, config, split.spec), variables, part, 32)
+    images = augment.normalize(part.images, split.spec.mean, split.spec.std)
+    logits = np.asarray(jax.jit(network.apply)(variables, images))
+    accuracy = (logits.argmax(-1) == part.labels[None]).mean(1)
+    np.testing.assert_allclose(found["accuracy"], accuracy, rtol=1e-6)
+    each = optax.softmax_cross_entropy_with_integer_labels(
+        jnp.asarray(logits), jnp.broadcast_to(part.labels, logits.shape[:2])
+    )
+    expected = np.asarray([1 / 3, 2 / 3]) @ np.asarray(each.mean(1))
+    assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_epoch_has_only_full_batches(split):
+    assert pipeline.steps_per_epoch(split, 79) == 3
