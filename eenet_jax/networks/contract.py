@@ -158,4 +158,4 @@ def _run(
         return module.apply(own, carry, train=False), statistics
     rngs = {} if key is None else {"dropout": key}
     result, updated = module.apply(own, carry, train=True, rngs=rngs, mutable=["batch_stats"])
-    return result, updated.get("batch_stats", statistics)
+    return result, dict(updated).get("batch_stats") or statistics
