@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from eenet_jax.environment import device_name
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.predictions import load_network
-from eenet_jax.training.run import device_name
 from eenet_jax.types import CostTable, PyTree
 
 
@@ -56,7 +56,11 @@ def _traced_macs(run: Callable, variables: PyTree, carry: PyTree) -> int:
 
 
 def count_macs(jaxpr: Any) -> int:
-    """Multiply-accumulates of all convolutions and matrix products in a jaxpr, however nested."""
+    """Multiply-accumulates of all convolutions and matrix products in a jaxpr, however nested.
+
+    Of a `cond`'s branches the dearest counts; a `scan`'s body counts once for each of its steps,
+    a `while`'s once, as nobody knows how often it runs.
+    """
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -64,8 +68,15 @@ def count_macs(jaxpr: Any) -> int:
         elif equation.primitive.name == "conv_general_dilated":
             total += _conv_macs(equation)
         else:
-            total += sum(count_macs(inner) for inner in _inner_jaxprs(equation))
+            total += _nested_macs(equation)
     return total
+
+
+def _nested_macs(equation: Any) -> int:
+    counts = [count_macs(inner) for inner in _inner_jaxprs(equation)]
+    if equation.primitive.name == "cond":
+        return max(counts)
+    return sum(counts) * (equation.params["length"] if equation.primitive.name == "scan" else 1)
 
 
 def _dot_macs(equation: Any) -> int:

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from eenet_jax.artifacts import write_json
 from eenet_jax.data import augment
+from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement, to_json
 from eenet_jax.policies.policy import Policy, load_policy
 from eenet_jax.predictions import load_network, open_run_split
-from eenet_jax.training.run import RunFolder, device_name
+from eenet_jax.training.run import RunFolder
 
 WIDTH = 110
 

@@ -37,7 +37,7 @@ class Stage(nn.Module):
 
 def build_cnn(
     *,
-    widths: Sequence[int] = (16, 32, 64),
+    widths: Sequence[int] = (8, 32, 64),
     depths: Sequence[int] = (1, 2, 3),
     strides: Sequence[int] = (1, 2, 1),
     num_classes: int = 10,

@@ -34,7 +34,7 @@ class GridLinear(nn.Module):
     """
 
     num_classes: int
-    grid: int = 4
+    grid: int = 2
 
     @nn.compact
     def __call__(

@@ -156,7 +156,7 @@ def speedup(sources: Sources, subject: str) -> Figure | None:
     columns = min(len(batches), PANELS_ABREAST)
     lines = -(-len(batches) // columns)
     width = max(6.4, 1.0 + columns * max(3.2, 0.8 * len(sources.budgets) + 0.6))
-    figure = new_figure(width, 1.1 + 3.5 * lines)
+    figure = new_figure(width, 1.4 + 3.5 * lines)
     axes = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel()
     for spare in axes[len(batches) :]:
         spare.set_axis_off()
@@ -167,7 +167,9 @@ def speedup(sources: Sources, subject: str) -> Figure | None:
         panel.label_outer()
     axes[0].set_ylim(0, 1.12 * max(panel.get_ylim()[1] for panel in axes[: len(batches)]))
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False)
+    # Five names in a row need this many inches.
+    abreast = 5 if width >= 8 else 3
+    figure.legend(handles, names, loc="outside lower center", ncols=abreast, frameon=False)
     devices = ", ".join(dict.fromkeys(str(e["device"]) for e in entries if e.get("device")))
     on = f"\n{devices}" if devices else ""
     figure.suptitle(f"Measured speed-up of {policy}: {subject}{on}", fontsize=12)

@@ -24,4 +24,5 @@ def get_config() -> ExperimentConfig:
             warmup_epochs=1.0,
             nesterov=True,
         ),
+        budgets=(0.08, 0.15, 0.25, 0.4, 0.7),
     )

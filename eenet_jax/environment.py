@@ -1,0 +1,43 @@
+"""Where a number was measured: command, device, versions."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def environment() -> dict[str, Any]:
+    """What a measured number depends on: command, device, host, versions."""
+    device = jax.devices()[0]
+    return {
+        "command": " ".join(["eenet", *sys.argv[1:]]),
+        "device": device_name(),
+        "platform": device.platform,
+        "host": f"{platform.machine()}, {_cores()} cores",
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def device_name() -> str:
+    """The accelerator's name, or the processor's."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{len(jax.devices())} x {device.device_kind}"
+    return f"{_processor()}, {_cores()} cores"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
