@@ -40,12 +40,14 @@ class EENetSettings(SolverSettings):
       folds: Parts the validation samples are cut into to judge candidates.
       baseline_caution: Standard errors by which another baseline must be better than
         `max_prob` to replace it.
-      learned_caution: The same for what was learned.
+      curved_caution: The same for exit distributions that are not geometric.
+      learned_caution: The same for learned weights, of which there are many.
     """
 
     folds: int = 4
     baseline_caution: float = 0.5
-    learned_caution: float = 1.0
+    curved_caution: float = 1.0
+    learned_caution: float = 2.0
     epochs: int = 40
     lr: float = 3e-3
     l2: float = 1e-3
@@ -65,7 +67,7 @@ class EENetSettings(SolverSettings):
             )
         if self.folds < 2:
             raise InputError(f"folds is {self.folds}: give 2 or more")
-        for name in ("baseline_caution", "learned_caution"):
+        for name in ("baseline_caution", "curved_caution", "learned_caution"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: give 0 or more")
 
@@ -136,7 +138,7 @@ def _candidates(problem, present, settings, seed):
         geometric_candidate(problem, "vote", present, caution),
         patience_candidate(problem, present, caution),
         static_candidate(problem, present, caution),
-        curved_candidate(problem, present, settings.learned_caution),
+        curved_candidate(problem, present, settings.curved_caution),
         learned_candidate(problem, present, origin, settings, settings.learned_caution, seed),
     ]
 

@@ -38,7 +38,7 @@ def linear_score(
 
 @jax.jit
 def _last_score(weights, probs, measures):
-    return exit_scores(weights, probs, measures)[-1]
+    return exit_scores(weights, probs, measures, exactly=True)[-1]
 
 
 def single_measure(weights: Float[np.ndarray, "exits weights"], classes: int) -> str | None:

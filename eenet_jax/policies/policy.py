@@ -123,7 +123,7 @@ class Policy(abc.ABC):
             for name, value in fields.items()
             if isinstance(value, np.ndarray) and value.size > LARGEST_ARRAY_IN_JSON
         }
-        document = {"format": FORMAT, "policy": self.name}
+        document: dict[str, Any] = {"format": FORMAT, "policy": self.name}
         document |= {name: _to_json(v) for name, v in fields.items() if name not in arrays}
         if arrays:
             beside = path.with_name(path.name.removesuffix(".json") + ".safetensors")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from eenet_jax.scheduler.features import sum_in_fixed_order
 from eenet_jax.types import MEASURES, Array
 
 PAPER_MEASURES = ("max", "entropy", "vote")
@@ -53,6 +54,8 @@ def exit_scores(
     weights: Float[Array, "exits weights"],
     probs: Float[Array, "exits samples classes"],
     measures: Float[Array, "exits samples 5"],
+    *,
+    exactly: bool = False,
 ) -> Float[Array, "exits samples"]:
     """g at every exit: q, unclipped.
 
@@ -63,15 +66,23 @@ def exit_scores(
       weights: g's weights, for these exits.
       probs: Softmax outputs.
       measures: Confidence measures.
+      exactly: Sum in an order that no batch size changes, as decisions need, instead of
+        by matrix products, as a fit of many runs at once needs.
     """
     exits, _, classes = probs.shape
     inputs = jnp.concatenate([probs, measures], axis=-1)
-    own = jnp.einsum("knd,kd->kn", inputs, weights[:, : classes + NUM_MEASURES])
+    on_inputs = weights[:, : classes + NUM_MEASURES]
+    if exactly:
+        own = sum_in_fixed_order(inputs * on_inputs[:, None])
+    else:
+        own = jnp.einsum("knd,kd->kn", inputs, on_inputs)
     scores, earlier = [own[0]], []
     for k in range(1, exits):
         earlier.append(jax.lax.stop_gradient(jnp.clip(scores[-1], 0.0, 1.0)))
-        by_earlier = weights[k, classes + NUM_MEASURES :][:k]
-        scores.append(own[k] + by_earlier @ jnp.stack(earlier))
+        on_earlier = weights[k, classes + NUM_MEASURES :][:k]
+        seen = jnp.stack(earlier, axis=-1)
+        by_earlier = sum_in_fixed_order(seen * on_earlier[None]) if exactly else seen @ on_earlier
+        scores.append(own[k] + by_earlier)
     return jnp.stack(scores)
 
 
