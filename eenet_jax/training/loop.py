@@ -107,9 +107,6 @@ class _Trainer:
         spec = splits["train"].spec
         self.step = steps.make_train_step(network, self.optimizer, config, spec, self.total_steps)
         self.eval_step = steps.make_eval_step(network, config, spec)
-        self.all_finite = jax.jit(
-            lambda tree: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
-        )
 
     def create(self) -> TrainState:
         return create_state(self.network, self.optimizer, jax.random.key(self.config.seed))
@@ -150,7 +147,7 @@ class _Trainer:
                 "split": "train",
                 "loss": loss,
                 "accuracy": accuracy,
-                "lr": float(self.rate(step - 1)),
+                "lr": float(jnp.asarray(self.rate(step - 1))),
                 "seconds": round(seconds, 3),
             }
         )
@@ -168,7 +165,7 @@ class _Trainer:
         )
 
     def _save(self, checkpoints: Checkpoints, state, batches: Any, seconds: float) -> None:
-        if not self.all_finite((state.params, state.batch_stats)):
+        if not _all_finite((state.params, state.batch_stats)):
             raise InputError(
                 f"the weights are NaN or infinite at step {int(state.step)}: lower"
                 " training.learning_rate; the last good checkpoint is kept"
@@ -185,6 +182,11 @@ class _Trainer:
                 "images_per_second": round(images / seconds, 1),
             }
         )
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
 
 
 @contextlib.contextmanager

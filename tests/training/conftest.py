@@ -1,54 +1,54 @@
 """Training in this process, its steps compiled once for all tests."""
 
-import functools
-
+import jax
+import jax.numpy as jnp
 import pytest
-from tiny_run import tiny_config
+from tiny_run import STEPS_PER_EPOCH, tiny_config
 
 from eenet_jax.data import datasets
 from eenet_jax.training import loop
 from eenet_jax.training import step as steps
 from eenet_jax.training.optimizer import optimizer
-from eenet_jax.training.state import TrainState
+from eenet_jax.training.state import TrainState, create_state
+
+
+class Compiled:
+    """Network, fresh state and steps of the tiny run."""
+
+    def __init__(self):
+        config, spec = tiny_config(), datasets.get("digits")
+        made = optimizer(config.training, STEPS_PER_EPOCH)
+        total = config.training.epochs * STEPS_PER_EPOCH
+        self.network = loop.build_network(config, spec)
+        self.train_step = steps.make_train_step(self.network, made, config, spec, total)
+        self.eval_step = steps.make_eval_step(self.network, config, spec)
+        self.fresh = create_state(self.network, made, jax.random.key(config.seed))
+
+    def train(self, out, stop_before=None) -> TrainState:
+        """`train`, broken off before the step named."""
+
+        def step(state, batch):
+            if stop_before is not None and int(state.step) + 1 == stop_before:
+                raise KeyboardInterrupt
+            return self.train_step(state, batch)
+
+        with pytest.MonkeyPatch.context() as patch:
+            # Steps donate the state, so that every run needs a copy.
+            patch.setattr(loop, "create_state", lambda *_: jax.tree.map(jnp.array, self.fresh))
+            patch.setattr(loop, "build_network", lambda *_: self.network)
+            patch.setattr(steps, "make_train_step", lambda *_: step)
+            patch.setattr(steps, "make_eval_step", lambda *_: self.eval_step)
+            return loop.train(tiny_config(), out)
 
 
 @pytest.fixture(scope="session")
 def compiled():
-    """Network, train step and evaluation step of the tiny run."""
-    config = tiny_config()
-    spec = datasets.get("digits")
-    network = loop.build_network(config, spec)
-    train = steps.make_train_step(network, optimizer(config.training, 3), config, spec, 9)
-    return network, train, steps.make_eval_step(network, config, spec)
-
-
-@pytest.fixture
-def train_tiny(compiled, monkeypatch):
-    """`train` of the tiny run, told at which step to break off."""
-    network, train_step, eval_step = compiled
-
-    def run(out, *, stop_before=None, **options) -> TrainState:
-        def step(state, batch):
-            if stop_before is not None and int(state.step) + 1 == stop_before:
-                raise KeyboardInterrupt
-            return train_step(state, batch)
-
-        monkeypatch.setattr(steps, "make_train_step", lambda *_: step)
-        monkeypatch.setattr(steps, "make_eval_step", lambda *_: eval_step)
-        monkeypatch.setattr(loop, "build_network", lambda *_: network)
-        return loop.train(tiny_config(), out, **options)
-
-    return run
+    """The tiny run, its steps compiled once for all tests."""
+    return Compiled()
 
 
 @pytest.fixture(scope="session")
 def finished(compiled, tmp_path_factory):
     """Folder of a tiny run that was never stopped, and its final state. To be read only."""
-    patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("finished") / "run"
-    train = functools.partial(loop.train, tiny_config(), folder)
-    with patch.context() as patched:
-        patched.setattr(steps, "make_train_step", lambda *_: compiled[1])
-        patched.setattr(steps, "make_eval_step", lambda *_: compiled[2])
-        patched.setattr(loop, "build_network", lambda *_: compiled[0])
-        return folder, train()
+    return folder, compiled.train(folder)

@@ -46,7 +46,7 @@ def test_the_final_checkpoint_holds_the_final_state(finished, compiled):
     abstract = jax.eval_shape(lambda: state)
     with Checkpoints(folder / "checkpoints", 2, print, read_only=True) as checkpoints:
         assert checkpoints.steps() == [8, 9]
-        restored, metadata = checkpoints.restore(abstract, compiled[0])
+        restored, metadata = checkpoints.restore(abstract, compiled.network)
     assert digest(restored) == digest(state) == metadata["digest"]
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
@@ -62,16 +62,16 @@ def test_metrics_have_every_exit_and_epoch(finished):
     assert list((finished[0] / "tensorboard").glob("events*"))
 
 
-def test_stopped_before_every_step_in_turn_and_continued(finished, train_tiny, tmp_path):
+def test_stopped_before_every_step_in_turn_and_continued(finished, compiled, tmp_path):
     # Checkpoints lie at 2, 3, 4, 6, 8 and 9, so each stop but the first goes back a step or none.
     for step in range(1, LAST + 1):
         with pytest.raises(KeyboardInterrupt):
-            train_tiny(tmp_path / "run", stop_before=step)
-    train_tiny(tmp_path / "run")
+            compiled.train(tmp_path / "run", stop_before=step)
+    compiled.train(tmp_path / "run")
     assert_same_run(tmp_path / "run", finished[0])
 
 
-def test_stopped_between_log_and_checkpoint(finished, train_tiny, tmp_path, monkeypatch):
+def test_stopped_between_log_and_checkpoint(finished, compiled, tmp_path, monkeypatch):
     save = Checkpoints.save
     for at in (3, 6, 9):
 
@@ -82,24 +82,24 @@ def test_stopped_between_log_and_checkpoint(finished, train_tiny, tmp_path, monk
 
         monkeypatch.setattr(Checkpoints, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            train_tiny(tmp_path / "run")
+            compiled.train(tmp_path / "run")
     monkeypatch.setattr(Checkpoints, "save", save)
-    train_tiny(tmp_path / "run")
+    compiled.train(tmp_path / "run")
     assert_same_run(tmp_path / "run", finished[0])
 
 
-def test_stopped_after_the_last_checkpoint_it_only_finishes(finished, train_tiny, tmp_path):
-    train_tiny(tmp_path / "run")
+def test_stopped_after_the_last_checkpoint_it_only_finishes(finished, compiled, tmp_path):
+    compiled.train(tmp_path / "run")
     (tmp_path / "run" / "run.json").unlink()
-    train_tiny(tmp_path / "run", stop_before=LAST)
+    compiled.train(tmp_path / "run", stop_before=LAST)
     assert_same_run(tmp_path / "run", finished[0])
 
 
-def test_a_finished_run_says_so_and_is_left_alone(train_tiny, tmp_path, capsys):
-    state = train_tiny(tmp_path / "run")
+def test_a_finished_run_says_so_and_is_left_alone(compiled, tmp_path, capsys):
+    state = compiled.train(tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json*")}
     capsys.readouterr()
-    again = train_tiny(tmp_path / "run", stop_before=1)
+    again = compiled.train(tmp_path / "run", stop_before=1)
     assert "is finished: 9 steps; nothing to do" in capsys.readouterr().out
     assert digest(again) == digest(state)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*.json*")}

@@ -53,9 +53,17 @@ def forward(network, split):
     return run
 
 
-def start(network, config, at=0):
-    state = create_state(network, optimizer(config.training, 1), jax.random.key(0))
-    return dataclasses.replace(state, step=jnp.asarray(at, jnp.int32))
+@pytest.fixture(scope="module")
+def start(network):
+    """A fresh state at some step, its weights the same each time."""
+    fresh = create_state(network, optimizer(config_of().training, 1), jax.random.key(0))
+
+    def make(at=0):
+        # A copy, for steps donate what they are given.
+        copied = jax.tree.map(jnp.array, fresh)
+        return dataclasses.replace(copied, step=jnp.asarray(at, jnp.int32))
+
+    return make
 
 
 def stepper(network, split, config):
@@ -72,8 +80,8 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-def test_the_loss_falls_and_the_old_state_is_donated(network, batch, plain):
-    state = old = start(network, config_of())
+def test_the_loss_falls_and_the_old_state_is_donated(start, network, batch, plain):
+    state = old = start()
     seen = []
     for _ in range(12):
         state, metrics = plain(state, batch)
@@ -84,10 +92,10 @@ def test_the_loss_falls_and_the_old_state_is_donated(network, batch, plain):
 
 
 def test_one_step_is_the_gradient_of_the_joint_loss_and_one_momentum_update(
-    network, batch, plain, forward
+    start, network, batch, plain, forward
 ):
     config = config_of(distillation_weight=0.0)
-    state = start(network, config)
+    state = start()
     before = host(state.variables)
 
     def loss_of(params):
@@ -110,36 +118,34 @@ def test_one_step_is_the_gradient_of_the_joint_loss_and_one_momentum_update(
 
 
 def test_distillation_begins_exactly_at_its_share_of_the_steps(
-    network, split, batch, plain, forward
+    start, network, split, batch, plain, forward
 ):
     config = config_of(distillation_weight=0.5, distillation_start=0.75)
     distilling = stepper(network, split, config)
-    variables = start(network, config).variables
+    variables = start().variables
     logits = forward(variables, batch["image"])
     extra = 0.5 * float(losses.self_distillation(logits, 3.0))
     assert extra > 1e-3
     for at in (0, 5, 6, 7):
-        loss = float(distilling(start(network, config, at), batch)[1]["loss"])
-        without = float(plain(start(network, config, at), batch)[1]["loss"])
+        loss = float(distilling(start(at), batch)[1]["loss"])
+        without = float(plain(start(at), batch)[1]["loss"])
         assert loss - without == pytest.approx(extra if at >= 0.75 * TOTAL_STEPS else 0, abs=1e-5)
 
 
-def test_augmentation_is_drawn_anew_each_step_and_again_the_same(network, split, batch):
+def test_augmentation_is_drawn_anew_each_step_and_again_the_same(start, network, split, batch):
     config = config_of(distillation_weight=0.0)
     shifting = dataclasses.replace(
         config, data=dataclasses.replace(config.data, augmentation="shift")
     )
     step = stepper(network, split, shifting)
-    first, again, later = (
-        float(step(start(network, config, at), batch)[1]["loss"]) for at in (0, 0, 1)
-    )
+    first, again, later = (float(step(start(at), batch)[1]["loss"]) for at in (0, 0, 1))
     assert first == again
     assert first != later
 
 
-def test_evaluation_counts_every_sample_once(network, split):
+def test_evaluation_counts_every_sample_once(start, network, split):
     config = config_of()
-    variables = start(network, config).variables
+    variables = start().variables
     part = dataclasses.replace(
         split, images=split.images[:50], labels=split.labels[:50], ids=split.ids[:50]
     )
