@@ -20,15 +20,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
       path: The file to write. Missing parent folders are made.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+        )
+        os.close(handle)
     aside = Path(name)
     try:
         yield aside
-        # mkstemp makes private files; an artifact gets the permissions of any other new file.
-        aside.chmod(0o666 & ~_umask())
-        aside.replace(path)
+        with _writing(path):
+            # mkstemp makes private files; an artifact gets the permissions of any new file.
+            aside.chmod(0o666 & ~_umask())
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -37,16 +41,32 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Like `replacing`, for a whole folder; an existing folder at `path` is replaced."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    old = aside.with_name(f"{aside.name}.old")
     try:
         yield aside
-        aside.chmod(0o777 & ~_umask())
-        if path.exists():
-            shutil.rmtree(path)
-        aside.replace(path)
+        with _writing(path):
+            aside.chmod(0o777 & ~_umask())
+            # Two renames, so that no moment shows a folder that is half deleted.
+            if path.exists():
+                path.replace(old)
+            aside.replace(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What goes wrong with the disk is the user's to mend, so it is told as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"can't write '{path}' ({error.strerror or error}): give another place or make room"
+        ) from None
 
 
 def _umask() -> int:
@@ -58,7 +78,7 @@ def _umask() -> int:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` in one step."""
     with replacing(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -74,7 +94,7 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no {what} at '{path}': check the path") from None
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from eenet_jax.environment import device_name
+from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.predictions import load_network
 from eenet_jax.types import CostTable, PyTree
@@ -105,7 +106,7 @@ def _inner_jaxprs(equation: Any) -> list[Any]:
 
 
 def _compiled_flops(run: Callable, variables: PyTree, carry: PyTree) -> float | None:
-    analysis = jax.jit(run).lower(variables, carry).cost_analysis()
+    analysis = jax.jit(run).lower(variables, carry).compile().cost_analysis()
     return None if not analysis else analysis.get("flops")
 
 
@@ -136,7 +137,13 @@ class Timing:
 
 
 def measure(run: Callable[[], Any], repeats: int = 7) -> Timing:
-    """Time a call, after one that warms up; every result is waited for."""
+    """Time a call, after one that warms up; every result is waited for.
+
+    Raises:
+      InputError: `repeats` is not positive.
+    """
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}: give 1 or more")
     jax.block_until_ready(run())
     seconds = []
     for _ in range(repeats):
@@ -156,19 +163,21 @@ def measure_latency(
     repeats: int = 21,
     device: str = "",
 ) -> CostTable:
-    """Milliseconds from a batch's arrival to each exit's logits, stages run one at a time.
+    """Milliseconds per sample to each exit's logits, stages run one at a time on a batch.
 
     Args:
       network: To measure.
       variables: Its weights.
-      batch_size: Samples in a batch; the latency is the batch's.
+      batch_size: Samples in a batch; a sample's share of the batch's time counts.
       repeats: Timed runs of each stage; the median counts.
       device: Name written into the table.
 
     Returns:
-      A table in ms. Its fields `stage_ms` and `head_ms` have the parts, `spread_ms` the
-      greatest minus the least of each exit's summed parts.
+      A table in ms. Its fields `stage_ms` and `head_ms` have the parts for a whole batch,
+      `spread_ms` the greatest minus the least of each exit's summed parts.
     """
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: give 1 or more")
     carry, stage_ms, head_ms, spread_ms = network.example(batch_size), [], [], []
     for k in range(network.num_exits):
         run_stage, run_head = (jax.jit(piece) for piece in _pieces(network, k))
@@ -186,7 +195,9 @@ def measure_latency(
         "repeats": repeats,
         "device": device,
     }
-    costs = tuple(float(total) for total in np.cumsum(np.add(stage_ms, head_ms)))
+    # A budget is an average per sample, and so is a cost.
+    per_sample = np.cumsum(np.add(stage_ms, head_ms)) / batch_size
+    costs = tuple(float(total) for total in per_sample)
     return CostTable(unit="ms", costs=costs, extra=extra)
 
 

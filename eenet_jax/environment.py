@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,23 @@ import jax
 
 
 def environment() -> dict[str, Any]:
-    """What a measured number depends on: command, device, host, versions."""
+    """What a measured number depends on: command (where there is one), device, host, versions."""
     device = jax.devices()[0]
     return {
-        "command": " ".join(["eenet", *sys.argv[1:]]),
+        "command": _command(),
         "device": device_name(),
         "platform": device.platform,
         "host": f"{platform.machine()}, {_cores()} cores",
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
+
+
+def _command() -> str:
+    """The command line that was typed; empty in a notebook or another program."""
+    if Path(sys.argv[0]).name not in ("eenet", "cli.py"):
+        return ""
+    return shlex.join(["eenet", *sys.argv[1:]])
 
 
 def device_name() -> str:

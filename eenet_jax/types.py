@@ -9,11 +9,13 @@ import itertools
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -133,10 +135,17 @@ class ExitPredictions:
         known = {field.name for field in dataclasses.fields(cls)}
         try:
             if "meta" in members:
-                members["meta"] = json.loads(str(members["meta"]))
+                members["meta"] = _parsed_meta(str(members["meta"]))
             return cls(**{k: v for k, v in members.items() if k in known})
-        except (InputError, json.JSONDecodeError, TypeError) as error:
+        except (ValueError, TypeError) as error:
             raise InputError(f"'{path}': {error}") from None
+
+
+def _parsed_meta(text: str) -> dict[str, Any]:
+    meta = json.loads(text)
+    if not isinstance(meta, dict):
+        raise InputError(f"meta is {text[:40]!r}: it must be a JSON object")
+    return meta
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -145,7 +154,10 @@ def _read_npz(path: Path) -> dict[str, Any]:
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"no predictions file at '{path}': check the path") from None
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+    except (
+        OSError, ValueError, AttributeError, EOFError, NotImplementedError, RuntimeError,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         raise InputError(
             f"'{path}' is not a readable .npz archive ({error}): write it with numpy.savez"
         ) from None
@@ -162,7 +174,10 @@ def _checked_probs(probs: np.ndarray) -> np.ndarray:
             )
     if samples < 1:
         raise InputError(f"probs has no samples (shape {probs.shape}): at least 1 is needed")
-    if probs.dtype.kind not in "fV":
+    if probs.dtype == np.dtype("V2"):
+        # numpy.save forgets the name of bfloat16, and keeps its bits.
+        probs = probs.view(ml_dtypes.bfloat16)
+    elif probs.dtype.kind != "f" and probs.dtype != ml_dtypes.bfloat16:
         raise InputError(
             f"probs has dtype {probs.dtype}: it must hold floating-point probabilities"
         )
@@ -223,6 +238,10 @@ def _check_optional_shapes(predictions: ExitPredictions) -> None:
             raise InputError(f"{name} has shape {value.shape}: probs asks for {shape}")
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise InputError(f"{name} has values that are NaN or infinite")
+        if name == "confusion" and value.min() < 0:
+            raise InputError(f"confusion has {value.min()}: it counts pixels")
+        if name == "correct" and not 0 <= value.min() <= value.max() <= 1:
+            raise InputError("correct has values outside 0..1: it holds shares of labelled pixels")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,7 +281,7 @@ class CostTable:
         low, high = self.costs[0], self.costs[-1]
         if not low <= budget <= high:
             raise InputError(
-                f"budget {budget:g} is out of range: give one from {low:g} to {high:g} {self.unit}"
+                f"budget {budget} is out of range: give one from {low} to {high} {self.unit}"
             )
 
     def save(self, path: str | Path) -> None:
