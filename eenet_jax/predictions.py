@@ -47,11 +47,8 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
     key = jax.random.key(config.seed)
     # The optimizer's shapes are part of the state, whatever its schedule.
     abstract = jax.eval_shape(lambda: create_state(network, optimizer(config.training, 1), key))
-    restored = None
-    if folder.checkpoints.is_dir():
-        keep = config.training.keep_checkpoints
-        with Checkpoints(folder.checkpoints, keep, warn, read_only=True) as checkpoints:
-            restored = checkpoints.restore(abstract, network)
+    with Checkpoints(folder.checkpoints, config.training.keep_checkpoints, warn) as checkpoints:
+        restored = checkpoints.restore(abstract, network)
     if restored is None:
         raise InputError(f"'{run}' has no checkpoint yet: finish `eenet train` first")
     state, metadata = restored
@@ -112,7 +109,7 @@ def predict(
         meta = {
             "dataset": config.data.dataset,
             "split": split.split,
-            "data_dir": data_dir,
+            "data_dir": str(Path(data_dir).resolve()),
             "val_size": config.data.val_size,
             "split_seed": config.data.split_seed,
             "class_names": list(split.spec.class_names),

@@ -150,7 +150,9 @@ def _parsed_meta(text: str) -> dict[str, Any]:
 
 def _read_npz(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves open what turns out to be no archive.
+        with path.open("rb") as source:
+            archive = np.load(source, allow_pickle=False)
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"no predictions file at '{path}': check the path") from None

@@ -2,7 +2,17 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig, TrainingConfig
+from eenet_jax.data import datasets, pipeline
+from eenet_jax.training.checkpoint import Checkpoints, describe
+from eenet_jax.training.loop import build_network
+from eenet_jax.training.optimizer import optimizer
+from eenet_jax.training.run import RunFolder
+from eenet_jax.training.state import create_state
 
 STEPS_PER_EPOCH = 3
 SOURCE = '''"""A network of a few hundred weights."""
@@ -39,3 +49,27 @@ def other_network(config: ExperimentConfig) -> ExperimentConfig:
     """The same run with a wider network."""
     wider = NetworkConfig(name="cnn", overrides={**config.network.overrides, "widths": [3, 3]})
     return dataclasses.replace(config, network=wider)
+
+
+def write_run(folder, step=4):
+    """A run's folder with one checkpoint of random weights, nothing compiled.
+
+    Returns:
+      The network and its variables.
+    """
+    config = tiny_config()
+    RunFolder(folder).claim(config, "data")
+    split = datasets.open_split("digits", "train", val_size=config.data.val_size)
+    network = build_network(config, split.spec)
+    made = optimizer(config.training, STEPS_PER_EPOCH)
+    shapes = jax.eval_shape(lambda: create_state(network, made, jax.random.key(0)))
+    random = np.random.default_rng(0)
+    # Magnitudes will do for weights, and a running variance must be one.
+    state = jax.tree.map(
+        lambda leaf: jnp.asarray(np.abs(random.normal(size=leaf.shape)), leaf.dtype), shapes
+    )
+    state = dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
+    batches = pipeline.train_batches(split, batch_size=config.data.batch_size, seed=0)
+    with Checkpoints(RunFolder(folder).checkpoints, 2, print) as checkpoints:
+        checkpoints.save(state, batches, {"network": describe(network), "seconds": 1.0})
+    return network, state.variables

@@ -12,45 +12,57 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from eenet_jax.artifacts import write_json
 from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.training.state import TrainState
 
-# Orbax tells of every file it opens; a user wants to hear of what goes wrong.
-logging.getLogger("absl").setLevel(logging.ERROR)
+FILE_DIGESTS = "sha256.json"
+
+# Orbax tells of every file it opens; what goes wrong is told here, in one line.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
     """The checkpoints of one run, the newest few kept.
 
-    Each holds the training state, the position in the data, and JSON metadata with digests of
-    all of it, so that damage is noticed when it is read, and never trained on. Orbax writes
-    aside and renames, so that a run killed while it saves leaves the previous one whole.
+    Each holds the training state, the position in the data, JSON metadata with a digest of the
+    state, and a list of its files' digests, so that damage is noticed before anything is read,
+    and never trained on. Orbax writes aside and renames, so that a run killed while it saves
+    leaves the previous one whole.
 
     Args:
       folder: Where they lie, one subfolder a step.
       keep: How many of the newest stay.
       warn: Told, in one line, of each damaged checkpoint that was passed over.
-      read_only: Change nothing in the folder, for a training may be writing there just now.
     """
 
-    def __init__(
-        self, folder: Path, keep: int, warn: Callable[[str], None], read_only: bool = False
-    ):
-        self._warn = warn
+    def __init__(self, folder: Path, keep: int, warn: Callable[[str], None]):
         self._folder = folder.resolve()
-        self._read_only = read_only
-        self._orbax = ocp.training.Checkpointer(
-            str(self._folder),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyright: ignore
-            cleanup_tmp_directories=not read_only,
-        )
+        self._keep = keep
+        self._warn = warn
+        self._damaged: list[int] = []
+        self._orbax: ocp.training.Checkpointer | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._orbax.close()
+        if self._orbax is not None:
+            self._orbax.close()
+
+    def _writer(self) -> ocp.training.Checkpointer:
+        """Opened by the first save: who only reads leaves alone what a training is writing."""
+        if self._orbax is None:
+            # A damaged one would pass for the newest, and keep its step from being saved again.
+            for step in self._damaged:
+                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            self._orbax = ocp.training.Checkpointer(
+                self._folder,
+                preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+                cleanup_tmp_directories=True,
+            )
+        return self._orbax
 
     def save(self, state: TrainState, iterator: Any, metadata: Mapping[str, Any]) -> None:
         """Write a checkpoint named by the state's step; nothing where there is one already.
@@ -60,30 +72,28 @@ class Checkpoints:
           iterator: A grain iterator, at the first batch not yet trained on.
           metadata: JSON values.
         """
-        step = int(state.step)
+        step, writer = int(state.step), self._writer()
         if step in self.steps():
             return
-        metadata = {
-            **metadata,
-            "step": step,
-            "digest": digest(state),
-            "position": _position(iterator),
-        }
         parts = {
             "state": state,
             "data": iterator,
-            "metadata": {**metadata, "seal": _seal(metadata)},
+            "metadata": {**metadata, "step": step, "digest": digest(state)},
         }
-        self._orbax.save_checkpointables(step, parts, force=True)
+        writer.save_checkpointables(step, parts, force=True)
+        folder = self._folder / str(step)
+        write_json(folder / FILE_DIGESTS, file_digests(folder))
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, ascending."""
-        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+        if not self._folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
 
     def restore(
         self, abstract: TrainState, network: MultiExitNetwork, iterator: Any = None
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest undamaged checkpoint; damaged newer ones are removed unless `read_only`.
+        """The newest undamaged checkpoint; the first save then removes the damaged newer ones.
 
         Args:
           abstract: Shapes and dtypes of the state.
@@ -101,7 +111,7 @@ class Checkpoints:
         for step in reversed(steps):
             found = self._load(step, placed, network, iterator)
             if found is not None:
-                self._remove([damaged for damaged in steps if damaged > step])
+                self._damaged = [damaged for damaged in steps if damaged > step]
                 return found
         if steps:
             raise InputError(
@@ -111,21 +121,14 @@ class Checkpoints:
 
     def _load(self, step: int, abstract: TrainState, network: MultiExitNetwork, iterator: Any):
         try:
-            wanted = {"metadata": None}
-            metadata = self._orbax.load_checkpointables(step, wanted)["metadata"]
-            # Checkpoints written before there were seals have none.
-            if metadata["step"] != step or metadata.get("seal") not in (None, _seal(metadata)):
-                raise ValueError("its metadata do not match their digest")
+            folder = self._folder / str(step)
+            _check_files(folder)
+            metadata = ocp.load_checkpointables(folder, {"metadata": None})["metadata"]
             _check_network(metadata, network)
             wanted = {"state": abstract} | ({} if iterator is None else {"data": iterator})
-            state = self._orbax.load_checkpointables(step, wanted)["state"]
+            state = ocp.load_checkpointables(folder, wanted)["state"]
             if digest(state) != metadata["digest"]:
                 raise ValueError("its weights do not match their digest")
-            if iterator is not None and metadata.get("position") not in (
-                None,
-                _position(iterator),
-            ):
-                raise ValueError("its position in the data is another one than was saved")
             return state, metadata
         except InputError:
             raise
@@ -135,24 +138,31 @@ class Checkpoints:
             self._warn(f"checkpoint {step} in '{self._folder}' is damaged, passed over ({reason})")
             return None
 
-    def _remove(self, steps: list[int]) -> None:
-        """Make room for the steps to be saved again: a damaged one would pass for the newest."""
-        if self._read_only or not steps:
-            return
-        for step in steps:
-            shutil.rmtree(self._folder / str(step), ignore_errors=True)
-        self._orbax.reload()
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a checkpoint's folder, by relative path."""
+    return {
+        path.relative_to(folder).as_posix(): _file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != FILE_DIGESTS
+    }
 
 
-def _position(iterator: Any) -> str:
-    """A grain iterator's state as text."""
-    return json.dumps(iterator.get_state(), sort_keys=True, default=str)
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
-def _seal(metadata: Mapping[str, Any]) -> str:
-    """SHA-256 over what decides whether and how a checkpoint is used."""
-    sealed = {name: metadata.get(name) for name in ("step", "digest", "position", "network")}
-    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+def _check_files(folder: Path) -> None:
+    """Raise ValueError unless every file is as it was written."""
+    described = folder / FILE_DIGESTS
+    # A run killed between Orbax's rename and the list leaves none; the state's digest remains.
+    if not described.exists():
+        return
+    expected, found = json.loads(described.read_text()), file_digests(folder)
+    changed = sorted(name for name, value in expected.items() if found.get(name) != value)
+    if changed:
+        raise ValueError(f"{changed[0]} is {'changed' if changed[0] in found else 'missing'}")
 
 
 def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
