@@ -58,6 +58,14 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def check_folder(path: str | Path) -> None:
+    """Raise InputError unless files can be made in the folder; for use before long work."""
+    path = Path(path)
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+
+
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """What goes wrong with the disk is the user's to mend, so it is told as one line."""

@@ -1,9 +1,10 @@
 """The command line: parses, and calls.
 
 One dataclass a verb; its docstring is the verb's help. The libraries behind a verb are imported
-when it runs, so that `eenet --help` answers at once.
+when it runs.
 """
 
+import ast
 import contextlib
 import dataclasses
 import io
@@ -63,6 +64,8 @@ class Train:
     """The run's folder; runs/NAME by default."""
     data_dir: str = "data"
     """Where prepared data sets lie."""
+    build: tuple[str, ...] = ()
+    """Settings of the network's builder, as NAME=VALUE, e.g. width=8 stage_blocks=3,3,3."""
     settings: bool = False
     """List the config's settings, and stop."""
 
@@ -72,6 +75,10 @@ class Train:
 
         shown = ["--help"] if self.settings else list(overrides)
         preset = find_config(self.config)
+        if self.build:
+            changed = {**preset.network.overrides, **dict(map(_setting, self.build))}
+            network = dataclasses.replace(preset.network, overrides=changed)
+            preset = dataclasses.replace(preset, network=network)
         config = parse(ExperimentConfig, shown, f"eenet train {self.config}", default=preset)
         train(config, self.out or Path("runs") / config.name, self.data_dir)
 
@@ -136,6 +143,8 @@ class Fit:
     """Separated by commas; static and oracle are always there."""
     seed: int = 0
     """Of everything random in the fit."""
+    set: tuple[str, ...] = ()
+    """Settings of the learned policies, as NAME=VALUE, e.g. exit_distribution=softmax."""
 
     def __call__(self) -> None:
         """Run the verb."""
@@ -150,6 +159,7 @@ class Fit:
             _listed(self.policies),
             self.seed,
             self.out,
+            **dict(map(_setting, self.set)),
         )
         print_table([self.out])
         print(f"wrote {self.out / 'frontier.csv'}")
@@ -263,6 +273,16 @@ def _listed(text: str) -> tuple[str, ...]:
     if not all(parts):
         raise InputError(f"'{text}' has an empty entry: separate the values by single commas")
     return parts
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InputError(f"setting '{text}' is no NAME=VALUE, e.g. epochs=100")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
 
 
 def parse(kind: Callable[..., Any], arguments: Sequence[str], program: str, **options: Any) -> Any:

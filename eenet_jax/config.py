@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,27 @@ from eenet_jax.errors import InputError
 def _require(holds: bool, name: str, value: Any, remedy: str) -> None:
     if not holds:
         raise InputError(f"{name} is {value!r}: {remedy}")
+
+
+GREATEST_SEED = 2**32 - 1
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise InputError unless every generator takes the seed."""
+    holds = isinstance(seed, int) and 0 <= seed <= GREATEST_SEED
+    _require(holds, name, seed, f"give a whole number from 0 to {GREATEST_SEED}")
+
+
+def _check_types(settings: Any, section: str) -> None:
+    """Raise InputError where a plain number, word or switch is of another type."""
+    accepted = {int: int, float: (int, float), str: str, bool: bool}
+    for field in dataclasses.fields(settings):
+        kind, value = field.type, getattr(settings, field.name)
+        if kind not in accepted:
+            continue
+        # A bool passes for an int in Python, and is a slip here.
+        holds = isinstance(value, accepted[kind]) and (kind is bool or not isinstance(value, bool))
+        _require(holds, f"{section}{field.name}", value, f"give one of type {kind.__name__}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +58,19 @@ class DataConfig:
     split_seed: int = 0
 
     def __post_init__(self):
+        _check_types(self, "data.")
+        check_seed("data.split_seed", self.split_seed)
         for name in ("val_size", "batch_size", "eval_batch_size"):
             _require(
                 getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "give 1 or more"
             )
+        known = ("none", "shift", "pad_crop_flip")
+        _require(
+            self.augmentation in known,
+            "data.augmentation",
+            self.augmentation,
+            f"choose one of {', '.join(known)}",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +84,9 @@ class NetworkConfig:
 
     name: str
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        _check_types(self, "network.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +129,7 @@ class TrainingConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self):
+        _check_types(self, "training.")
         for name in ("epochs", "checkpoint_every", "keep_checkpoints"):
             _require(
                 getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "give 1 or more"
@@ -112,7 +147,31 @@ class TrainingConfig:
             ("distillation_start", self.distillation_start),
         ):
             _require(0 <= value <= 1, f"training.{name}", value, "give a number from 0 to 1")
+        _require(
+            math.isfinite(self.learning_rate),
+            "training.learning_rate",
+            self.learning_rate,
+            "give a finite number",
+        )
+        self._check_schedule()
         self._check_choices()
+
+    def _check_schedule(self) -> None:
+        _require(
+            self.warmup_epochs < self.epochs,
+            "training.warmup_epochs",
+            self.warmup_epochs,
+            f"give fewer than training.epochs, {self.epochs}",
+        )
+        if self.schedule == "step":
+            borders = self.decay_epochs
+            _require(
+                all(isinstance(epoch, int) and epoch > self.warmup_epochs for epoch in borders)
+                and list(borders) == sorted(set(borders)),
+                "training.decay_epochs",
+                borders,
+                "give whole epochs after the warm-up, each once, in order",
+            )
 
     def _check_choices(self) -> None:
         choices = {
@@ -134,7 +193,7 @@ class ExperimentConfig:
       data: What to train on.
       network: Which network.
       training: How.
-      budgets: Shares of the full network's cost at which policies are compared by default.
+      budgets: Shares of the full network's cost at which the demonstration compares policies.
       seed: Of the weights, the data order and the augmentation.
     """
 
@@ -144,6 +203,16 @@ class ExperimentConfig:
     training: TrainingConfig = TrainingConfig()
     budgets: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
     seed: int = 0
+
+    def __post_init__(self):
+        _check_types(self, "")
+        check_seed("seed", self.seed)
+        _require(
+            all(0 < share <= 1 for share in self.budgets),
+            "budgets",
+            self.budgets,
+            "give shares of the full cost, above 0 and at most 1",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON values; two configs are equal if and only if these are."""
@@ -162,7 +231,7 @@ def from_json(value: Mapping[str, Any]) -> ExperimentConfig:
         return ExperimentConfig(**{**_tuples(value), **made})
     except InputError:
         raise
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"this is no experiment's config ({error}): make the run again") from None
 
 

@@ -37,7 +37,6 @@ def run_demo(out: str | Path) -> Path:
     fit_frontier(validation, test, out / "costs.json", budgets, POLICIES, config.seed, out)
     print_table([out])
     console.rule("4/5 adaptive inference, measured")
-    # A third of the test images a batch, so that none is left out.
     print_measurements(run_adaptive(out, batch_size=120))
     console.rule("5/5 report")
     written = write_report([out], out)

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from eenet_jax.artifacts import replacing_folder, write_json, write_text
+from eenet_jax.artifacts import check_folder, replacing_folder, write_json, write_text
+from eenet_jax.config import check_seed
+from eenet_jax.environment import environment
 from eenet_jax.errors import InputError
 from eenet_jax.policies.fit import (
     BASELINES,
@@ -127,9 +128,11 @@ def fit_frontier(
     Raises:
       InputError: an argument is unknown or out of range, or files are no good.
     """
+    check_seed("seed", seed)
     names = _policy_names(policies)
     chosen = _settings_by_policy(names, settings)
     texts = _budget_texts(budgets)
+    check_folder(out)
     splits = _load_splits(predictions_path, test_path)
     values = tuple(parse_budget(text) for text in texts)
     problem = Problem(predictions=splits["val"], costs=CostTable.parse(costs), budgets=values)
@@ -143,8 +146,8 @@ def fit_frontier(
     } | _oracle(problem, splits)
     rows = _rows(exits, splits, problem, texts)
     record = {
-        "predictions": str(predictions_path),
-        "test": None if test_path is None else str(test_path),
+        "predictions": str(Path(predictions_path).resolve()),
+        "test": None if test_path is None else str(Path(test_path).resolve()),
         "costs": list(problem.costs.costs),
         "unit": problem.costs.unit,
         "seed": seed,
@@ -153,8 +156,7 @@ def fit_frontier(
         "settings": {name: dataclasses.asdict(each) for name, each in chosen.items() if each},
         "seconds": time.perf_counter() - started,
         "seconds_by_policy": seconds,
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
+        **environment(),
     }
     comparison = _comparison(exits, splits, fitted, texts)
     _write(Path(out), rows, fitted, texts, comparison, record)
@@ -329,6 +331,8 @@ def _write(out: Path, rows, fitted, texts, comparison, record) -> None:
         write_text(out / "comparison.csv", _csv([COMPARISON_COLUMNS, *comparison]))
     else:
         (out / "comparison.csv").unlink(missing_ok=True)
+    # Measured with the policies that were just replaced.
+    (out / "execution.json").unlink(missing_ok=True)
     write_frontier(out / "frontier.csv", rows)
 
 

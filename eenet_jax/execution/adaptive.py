@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from eenet_jax.artifacts import write_json
+from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.data import augment
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
@@ -28,7 +28,7 @@ def find_policies(fit: Path, name: str, budgets: Sequence[str] | None) -> list[P
     """
     folder = fit / "policies"
     if budgets is None:
-        paths = sorted(folder.glob(f"{name}-*.json"))
+        paths = sorted(folder.glob(f"{glob.escape(name)}-*.json"))
     else:
         paths = [folder / f"{name}-{budget}.json" for budget in budgets]
     found = sorted((load_policy(path) for path in paths), key=lambda policy: policy.budget)
@@ -61,7 +61,7 @@ def run_adaptive(
       policy: Which policy.
       budgets: As typed for `eenet fit`; all of them by default.
       strategies: Of `STRATEGIES`.
-      batch_size: Images a batch.
+      batch_size: Images a batch; the last one may have fewer.
       samples: Test images to use, from the first; all by default.
       repeats: Timed passes of everything.
       data_dir: Where prepared data sets lie; the training's own by default.
@@ -69,6 +69,9 @@ def run_adaptive(
     Returns:
       The measurements, by budget and strategy.
     """
+    for name, value in (("batch_size", batch_size), ("samples", samples), ("repeats", repeats)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}: give 1 or more")
     fit = Path(run) if fit is None else Path(fit)
     fitted = find_policies(fit, policy, budgets)
     config, trained_on = RunFolder(Path(run)).config()
@@ -86,8 +89,19 @@ def run_adaptive(
     size = min(batch_size, len(inputs))
     bench = Bench(network, variables, inputs, size, repeats, device_name())
     measured = [row for each in fitted for row in bench.measure(each, strategies)]
-    write_json(fit / "execution.json", [to_json(row) for row in measured])
+    _keep(fit / "execution.json", measured)
     return measured
+
+
+def _keep(path: Path, measured: Sequence[Measurement]) -> None:
+    """Write the measurements, beside earlier ones of other policies, budgets and batch sizes."""
+
+    def key(row):
+        return tuple(row[name] for name in ("policy", "budget", "strategy", "batch_size"))
+
+    earlier = read_json(path, "measurements") if path.exists() else []
+    rows = {key(row): row for row in [*earlier, *map(to_json, measured)]}
+    write_json(path, list(rows.values()))
 
 
 def print_measurements(measured: Sequence[Measurement], console: Console | None = None) -> None:

@@ -57,9 +57,11 @@ class Compacted:
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         self._network = network
-        self._largest = 1 << math.ceil(math.log2(batch_size))
+        self._largest = 1 << int(math.log2(batch_size))
         self._smallest = min(SMALLEST_BUCKET, self._largest)
-        self._sizes = self._sizes_up_to(self._largest)
+        self._buckets = self._buckets_up_to(self._largest)
+        # A whole batch of which nobody has left yet needs no bucket.
+        self._sizes = {batch_size, *self._buckets}
         self._steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
         self._start = jax.jit(lambda x: start(network, x))
         self._gather = jax.jit(_gather)
@@ -85,15 +87,13 @@ class Compacted:
         for step in self._steps:
             reached = {size: step(variables, each)[0] for size, each in reached.items()}
             for size, each in reached.items():
-                for smaller in self._sizes_up_to(size):
+                for smaller in self._buckets_up_to(size):
                     jax.block_until_ready(self._gather(each, _padded([0], smaller)))
 
-    def _sizes_up_to(self, size: int) -> list[int]:
-        sizes = []
-        while size >= self._smallest:
-            sizes.append(size)
-            size //= 2
-        return sizes
+    def _buckets_up_to(self, size: int) -> list[int]:
+        """Powers of two from the smallest bucket to `size`."""
+        lowest, highest = int(math.log2(self._smallest)), int(math.log2(size))
+        return [1 << power for power in range(lowest, highest + 1)]
 
     def _run_exit(self, k: int, variables, groups, logits: np.ndarray, exit_index: np.ndarray):
         """Run exit k on every group; note who leaves; regroup the others."""

@@ -42,9 +42,13 @@ def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers
         exit_index = jnp.where(left, answers.exit_index, k)
         return after, Answers(kept, exit_index), left | leaves
 
+    def parts(reached: Reached):
+        after = go(reached)[0]
+        return after.carry, after.probs
+
     def skip(reached: Reached):
-        shapes = jax.eval_shape(go, reached)[0]
+        shapes = jax.eval_shape(parts, reached)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return empty, answers, left
+        return Reached(*empty), answers, left
 
     return jax.lax.cond(left.all(), skip, go, reached)

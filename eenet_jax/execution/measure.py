@@ -72,7 +72,7 @@ class Bench:
     Args:
       network: The network.
       variables: Its weights.
-      images: Normalised inputs [samples, …]; what does not fill a last batch is left out.
+      images: Normalised inputs [samples, …]; the last batch may be smaller.
       batch_size: Samples a batch.
       repeats: Timed passes of everything.
       device: Name to report.
@@ -93,11 +93,9 @@ class Bench:
             )
         self.network, self.variables = network, variables
         self.batch_size, self.repeats, self.device = batch_size, repeats, device
-        count = len(images) // batch_size
-        self.batches = [
-            jax.device_put(part) for part in np.split(images[: count * batch_size], count)
-        ]
-        self.samples = count * batch_size
+        starts = range(0, len(images), batch_size)
+        self.batches = [jax.device_put(images[at : at + batch_size]) for at in starts]
+        self.samples = len(images)
         self._full = jax.jit(network.apply)
         self._last = jax.jit(lambda variables, x: network.apply(variables, x)[-1])
         table = measure_latency(network, variables, batch_size=batch_size, repeats=repeats)
@@ -150,10 +148,10 @@ class Bench:
         return np.concatenate([np.asarray(result.exit_index) for result in results])
 
     def _time(self, call: Callable) -> float:
-        """Seconds for one pass over all batches, each waited for, as a server would."""
+        """Seconds for one pass over all batches, each answer on the host before the next."""
         start = time.perf_counter()
         for x in self.batches:
-            jax.block_until_ready(call(self.variables, x))
+            jax.device_get(call(self.variables, x))
         return time.perf_counter() - start
 
     def _measurement(self, policy, name, times, full, exits, wanted) -> Measurement:

@@ -1,6 +1,7 @@
 """Names → networks."""
 
 import inspect
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,10 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "resnet20_3": ("resnet", {"block": "basic", "stage_blocks": (3, 3, 3), "exit_after": (3, 6)}),
     "digits_cnn_3": ("cnn", {}),
 }
+
+
+WORDS = ("block",)
+SINGLE_COUNTS = ("num_classes", "width")
 
 
 def names() -> tuple[str, ...]:
@@ -53,4 +58,36 @@ def build(name: str, **overrides: Any) -> MultiExitNetwork:
             raise InputError(
                 f"network '{name}' has no setting '{setting}': it has {', '.join(known)}"
             )
-    return builder(**{**settings, **overrides})
+    chosen = {**settings, **overrides}
+    check_settings(name, chosen)
+    return builder(**chosen)
+
+
+def check_settings(name: str, settings: Mapping[str, Any]) -> None:
+    """Check the counts among a builder's settings; its words are the builder's own to check.
+
+    Args:
+      name: Of the network, for the message.
+      settings: By name.
+
+    Raises:
+      InputError: a value is no positive whole number, or no sequence of them, where it must be
+        one; or there are fewer than 2 classes.
+    """
+    for setting, value in settings.items():
+        if setting in WORDS:
+            continue
+        least = 2 if setting == "num_classes" else 1
+        if setting in SINGLE_COUNTS:
+            holds, wanted = _is_count(value, least), "a whole number"
+        else:
+            sequence = isinstance(value, list | tuple) and len(value) > 0
+            holds, wanted = sequence and all(_is_count(n, least) for n in value), "whole numbers"
+        if not holds:
+            raise InputError(
+                f"{setting} of network '{name}' is {value!r}: give {wanted} from {least} up"
+            )
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least

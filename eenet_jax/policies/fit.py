@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eenet_jax.config import check_seed
 from eenet_jax.errors import InputError
 from eenet_jax.policies.eenet import EENetSettings, fit_eenet
 from eenet_jax.policies.eenet_paper import EENetPaperSettings, fit_eenet_paper
@@ -60,6 +61,7 @@ def fit(
       InputError: an argument is unknown or out of range, or files are no good.
     """
     check_policy_name(policy)
+    check_seed("seed", seed)
     chosen = settings_of(policy, settings)
     if not isinstance(predictions, ExitPredictions):
         predictions = ExitPredictions.load(predictions)

@@ -59,12 +59,13 @@ def train(config: ExperimentConfig, out: str | Path, data_dir: str | Path = "dat
     }
     network = build_network(config, splits["train"].spec)
     folder = RunFolder(Path(out))
-    folder.claim(config, str(data_dir))
     batches = pipeline.train_batches(
         splits["train"], batch_size=config.data.batch_size, seed=config.seed
     )
     epoch_steps = pipeline.steps_per_epoch(splits["train"], config.data.batch_size)
     trainer = _Trainer(config, network, splits, folder, epoch_steps)
+    # Claimed last: a setting that turns out wrong above leaves the folder as it was.
+    folder.claim(config, str(Path(data_dir).resolve()))
     keep = config.training.keep_checkpoints
     with Checkpoints(folder.checkpoints, keep, warn) as checkpoints:
         return trainer.run(batches, checkpoints)
@@ -168,7 +169,7 @@ class _Trainer:
         if not _all_finite((state.params, state.batch_stats)):
             raise InputError(
                 f"the weights are NaN or infinite at step {int(state.step)}: lower"
-                " training.learning_rate; the last good checkpoint is kept"
+                " training.learning_rate, in another --out; the checkpoints so far are kept"
             )
         metadata = {"network": describe(self.network), "seconds": seconds}
         checkpoints.save(state, batches, {**metadata, "config": self.config.to_json()})

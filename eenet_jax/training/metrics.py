@@ -35,7 +35,7 @@ class MetricsLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one record, with `step`, `split`, `accuracy` (per exit) and scalars."""
-        with self._path.open("a") as sink:
+        with self._path.open("a", encoding="utf-8") as sink:
             sink.write(json.dumps(line) + "\n")
         step, split = line["step"], line["split"]
         for name, value in line.items():
@@ -51,7 +51,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
@@ -87,7 +87,7 @@ class Window:
             first = step - len(steps) + 1 + int(np.argmin(np.isfinite(losses)))
             raise InputError(
                 f"the loss is {losses[~np.isfinite(losses)][0]} at step {first}: lower"
-                " training.learning_rate; the last good checkpoint is kept"
+                " training.learning_rate, in another --out; the checkpoints so far are kept"
             )
         return float(losses.mean()), _mean([each["accuracy"] for each in steps])
 

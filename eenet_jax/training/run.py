@@ -54,7 +54,9 @@ class RunFolder:
         """
         if not (self.path / "config.json").exists():
             raise InputError(f"'{self.path}' holds no run: make one with `eenet train`")
-        value = dict(read_json(self.path / "config.json", "config"))
+        value = read_json(self.path / "config.json", "config")
+        if not isinstance(value, dict):
+            raise InputError(f"'{self.path}/config.json' is no config: train in another folder")
         data_dir = value.pop("data_dir", "data")
         return configs.from_json(value), data_dir
 
