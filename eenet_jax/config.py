@@ -296,4 +296,5 @@ def find_config(name: str) -> ExperimentConfig:
         if (folder / f"{name}.py").is_file():
             return load_config(folder / f"{name}.py")
     known = sorted({path.stem for folder in CONFIG_FOLDERS for path in folder.glob("*.py")})
-    raise InputError(f"no config '{name}': give a .py file or one of {', '.join(known)}")
+    there = f"one of {', '.join(known)}" if known else "run in a checkout, which has the presets"
+    raise InputError(f"no config '{name}': give a .py file, or {there}")

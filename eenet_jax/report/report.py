@@ -85,9 +85,14 @@ def write_report(
 
 def report_tables(sources: Sources) -> tuple[Table, ...]:
     """All tables that the artifacts allow, in the order of the report."""
+    header = header_table(sources)
+    return (*((header,) if header.rows else ()), *result_tables(sources))
+
+
+def result_tables(sources: Sources) -> tuple[Table, ...]:
+    """`report_tables` without the one that says what was run."""
     exits = [exit_table(run, sources) for run in sources.runs]
-    tables = [header_table(sources), *exits, *frontier_tables(sources)]
-    tables += [comparison_table(sources), speed_table(sources)]
+    tables = [*exits, *frontier_tables(sources), comparison_table(sources), speed_table(sources)]
     return tuple(table for table in tables if table is not None and table.rows)
 
 
@@ -102,7 +107,7 @@ def print_table(folders: Sequence[str | Path], *, console: Console | None = None
       InputError: as for `write_report`.
     """
     console = Console() if console is None else console
-    for table in report_tables(read_sources(folders))[1:]:
+    for table in result_tables(read_sources(folders)):
         for part in _fitting(table, console.width):
             console.print(_rich(part))
 
