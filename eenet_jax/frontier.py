@@ -132,10 +132,10 @@ def fit_frontier(
     names = _policy_names(policies)
     chosen = _settings_by_policy(names, settings)
     texts = _budget_texts(budgets)
-    check_folder(out)
     splits = _load_splits(predictions_path, test_path)
     values = tuple(parse_budget(text) for text in texts)
     problem = Problem(predictions=splits["val"], costs=CostTable.parse(costs), budgets=values)
+    check_folder(out)
     started = time.perf_counter()
     fitted, seconds = _fit_all(problem, names, chosen, seed)
     exits = {

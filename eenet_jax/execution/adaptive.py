@@ -1,5 +1,6 @@
 """`eenet run`: a run's network and fitted policies, on its test images, measured."""
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 
