@@ -75,7 +75,8 @@ def test_bad_files_are_named(tmp_path):
     np.savez(path, probs=PROBS)
     with pytest.raises(InputError, match="no array 'labels'"):
         ExitPredictions.load(path)
-    path.write_bytes(b"no archive at all")
+    synthetic().save(path)
+    path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="not a readable"):
         ExitPredictions.load(path)
 
