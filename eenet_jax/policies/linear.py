@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from eenet_jax.errors import InputError
 from eenet_jax.policies.problem import Problem, measure_scores
 from eenet_jax.scheduler.features import measure_score, measures_at
 from eenet_jax.scheduler.network import exit_scores, measure_weights
@@ -26,7 +27,16 @@ def linear_score(
       k: Exit index, 0-based.
       probs: Softmax outputs of exits 0..k.
       measures: Dense prediction only: image means of the measures at the same exits.
+
+    Raises:
+      InputError: the number of classes is not the one the weights are for.
     """
+    exits, wanted = len(weights), weights.shape[1]
+    if probs.shape[-1] + len(MEASURES) + exits != wanted:
+        raise InputError(
+            f"probs has {probs.shape[-1]} classes, the policy was fitted to"
+            f" {wanted - len(MEASURES) - exits}: use the network that it was fitted to"
+        )
     alone = single_measure(weights, probs.shape[-1])
     if alone is not None:
         return measure_score(alone, probs, measures)

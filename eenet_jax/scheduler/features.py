@@ -97,9 +97,10 @@ def measure_score(
     Args:
       name: One of `MEASURES`.
       probs: Softmax outputs of that exit and of every earlier one.
-      measures: Dense prediction: image means of the measures at the same exits.
+      measures: Dense prediction: image means of the measures, row by row for the same exits;
+        rows of later exits are not looked at.
     """
     # All five by one program, whichever is asked for: the bits don't depend on who asks,
     # and inside a jitted executor the four that nobody uses are eliminated.
-    here = measures_at(jnp.asarray(probs)) if measures is None else jnp.asarray(measures)[-1]
+    here = measures_at(jnp.asarray(probs)) if measures is None else jnp.asarray(measures)[len(probs) - 1]
     return here[:, MEASURES.index(name)]
