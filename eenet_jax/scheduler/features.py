@@ -102,5 +102,8 @@ def measure_score(
     """
     # All five by one program, whichever is asked for: the bits don't depend on who asks,
     # and inside a jitted executor the four that nobody uses are eliminated.
-    here = measures_at(jnp.asarray(probs)) if measures is None else jnp.asarray(measures)[len(probs) - 1]
+    if measures is None:
+        here = measures_at(jnp.asarray(probs))
+    else:
+        here = jnp.asarray(measures)[len(probs) - 1]
     return here[:, MEASURES.index(name)]

@@ -53,6 +53,10 @@ def restore(run, finished, compiled):
         return checkpoints.restore(abstract, compiled.network), said
 
 
+def filled(tree, value):
+    return jax.tree.map(lambda leaf: jnp.asarray(np.full(leaf.shape, value, leaf.dtype)), tree)
+
+
 @pytest.mark.parametrize("damage", [flip, truncate, remove])
 @pytest.mark.parametrize("part", ["state", "data", "metadata", "top"])
 def test_any_damage_falls_back_with_one_line_and_no_noise(
@@ -163,9 +167,7 @@ def test_a_nan_loss_stops_and_the_last_good_checkpoint_stays(compiled, tmp_path,
 
     def poisoned(state, batch):
         if int(state.step) == 4:
-            state = dataclasses.replace(
-                state, params=jax.tree.map(lambda x: x * jnp.nan, state.params)
-            )
+            state = dataclasses.replace(state, params=filled(state.params, np.nan))
         return train_step(state, batch)
 
     monkeypatch.setattr(compiled, "train_step", poisoned)
@@ -185,9 +187,7 @@ def test_weights_that_are_not_finite_are_not_saved(compiled, tmp_path, monkeypat
     def poisoned(state, batch):
         state, metrics = train_step(state, batch)
         if int(state.step) == 4:
-            state = dataclasses.replace(
-                state, params=jax.tree.map(lambda x: x * jnp.inf, state.params)
-            )
+            state = dataclasses.replace(state, params=filled(state.params, np.inf))
         return state, metrics
 
     monkeypatch.setattr(compiled, "train_step", poisoned)
