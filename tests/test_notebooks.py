@@ -19,7 +19,10 @@ def test_runs_and_draws(path, tmp_path):
     shutil.copy(path, tmp_path)
     notebook = nbformat.read(tmp_path / path.name, as_version=4)
     client = NotebookClient(
-        notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}, kernel_name="python3"
+        notebook,
+        timeout=400,
+        resources={"metadata": {"path": str(tmp_path)}},
+        kernel_name="python3",
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
