@@ -110,6 +110,9 @@ def print_table(folders: Sequence[str | Path], *, console: Console | None = None
     for table in result_tables(read_sources(folders)):
         for part in _fitting(table, console.width):
             console.print(_rich(part))
+            # Not the table's caption, which would be folded to the table's width.
+            if part.note:
+                console.print(_plain(part.note), style="dim")
 
 
 def _fitting(table: Table, width: int) -> list[Table]:
@@ -136,8 +139,7 @@ def _fitting(table: Table, width: int) -> list[Table]:
 
 
 def _rich(table: Table) -> RichTable:
-    drawn = RichTable(title=_plain(table.title), caption=_plain(table.note) or None)
-    drawn.title_justify = drawn.caption_justify = "left"
+    drawn = RichTable(title=_plain(table.title), title_justify="left")
     for index, name in enumerate(table.header):
         drawn.add_column(name, justify="right" if index else "left", no_wrap=not index)
     for row in table.rows:
