@@ -37,7 +37,7 @@ def run_demo(out: str | Path) -> Path:
     fit_frontier(validation, test, out / "costs.json", budgets, POLICIES, config.seed, out)
     print_table([out])
     console.rule("4/5 adaptive inference, measured")
-    print_measurements(run_adaptive(out, batch_size=120))
+    print_measurements(run_adaptive(out, batch_size=360))
     console.rule("5/5 report")
     written = write_report([out], out)
     console.print(f"wrote {written}, its figures in {written.parent / 'figures'}")
