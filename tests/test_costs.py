@@ -7,6 +7,7 @@ import pytest
 
 from eenet_jax import networks
 from eenet_jax.costs import count_costs, count_macs, measure, measure_latency
+from eenet_jax.errors import InputError
 from eenet_jax.types import CostTable
 
 
@@ -99,7 +100,8 @@ def test_latency_has_its_parts(cnn, tmp_path):
     assert table.unit == "ms"
     parts = np.add(table.extra["stage_ms"], table.extra["head_ms"])
     assert (parts > 0).all()
-    np.testing.assert_allclose(table.costs, np.cumsum(parts))
+    # The parts are a batch's, the costs a sample's.
+    np.testing.assert_allclose(table.costs, np.cumsum(parts) / 3)
     assert len(table.extra["spread_ms"]) == 3
     assert min(table.extra["spread_ms"]) >= 0
     assert table.extra["batch_size"] == 3
@@ -107,6 +109,13 @@ def test_latency_has_its_parts(cnn, tmp_path):
     assert table.extra["device"] == "some device"
     table.save(tmp_path / "latency.json")
     assert CostTable.load(tmp_path / "latency.json") == table
+
+
+def test_nothing_is_measured_no_times_or_on_no_samples(cnn):
+    with pytest.raises(InputError, match="repeats is 0: give 1 or more"):
+        measure(lambda: None, repeats=0)
+    with pytest.raises(InputError, match="batch_size is 0: give 1 or more"):
+        measure_latency(cnn, {}, batch_size=0)
 
 
 def test_a_call_is_warmed_up_once_and_then_timed():

@@ -118,7 +118,7 @@ def print_measurements(measured: Sequence[Measurement], console: Console | None 
     )
     for heading in ("budget", "strategy", "samples/s", "speed-up", "ideal", "realised/ideal"):
         table.add_column(heading, justify="right")
-    table.add_column("left at each exit", justify="right")
+    table.add_column("% left at each exit", justify="right")
     table.add_column("exits as decided", justify="right")
     for row in measured:
         share = "" if row.realised_over_ideal is None else f"{row.realised_over_ideal:.2f}"
@@ -130,7 +130,7 @@ def print_measurements(measured: Sequence[Measurement], console: Console | None 
             f"{row.speedup:.2f}",
             f"{row.ideal_speedup:.2f}" if adaptive else "",
             share,
-            " ".join(f"{100 * rate:.1f} %" for rate in row.exit_rates) if adaptive else "",
+            " ".join(f"{100 * rate:.1f}" for rate in row.exit_rates) if adaptive else "",
             f"{100 * row.same_exits:.2f} %" if adaptive else "",
         )
     console.print(table)

@@ -24,7 +24,7 @@ def split_into_buckets(count: int, largest: int, smallest: int = SMALLEST_BUCKET
     """Power-of-two bucket sizes that hold `count` samples with little padding.
 
     A bucket is used where it is at least three quarters full, and otherwise a smaller one
-    first: 150 survivors of 256 go into 128 + 32, not into 256.
+    first: 152 survivors of 256 go into 128 + 32, not into 256.
 
     Args:
       count: Samples to hold.

@@ -1,0 +1,46 @@
+"""A network that replays given logits, to put the strategies of execution to the test."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from eenet_jax.networks import MultiExitNetwork
+
+
+class HandOn(nn.Module):
+    """A stage that changes nothing."""
+
+    @nn.compact
+    def __call__(self, logits: Float[Array, "batch exits classes"], train: bool):
+        return logits
+
+
+class Pick(nn.Module):
+    """An exit head whose logits are row k of the carry."""
+
+    k: int
+
+    @nn.compact
+    def __call__(self, logits: Float[Array, "batch exits classes"], train: bool):
+        return logits[:, self.k]
+
+
+def replay_network(
+    exits: int, classes: int, stages: Sequence[nn.Module] | None = None
+) -> MultiExitNetwork:
+    """A network without weights: its input [batch, exits, classes] holds every exit's logits."""
+    return MultiExitNetwork(
+        family="replay",
+        settings={"num_classes": classes},
+        stages=tuple(stages or (HandOn() for _ in range(exits))),
+        heads=tuple(Pick(k) for k in range(exits)),
+        input_shape=(exits, classes),
+    )
+
+
+def exit_probs(logits: Float[np.ndarray, "batch exits classes"]) -> np.ndarray:
+    """Softmax outputs in the order of predictions, [exits, batch, classes]."""
+    return np.asarray(jax.nn.softmax(np.swapaxes(logits, 0, 1)))

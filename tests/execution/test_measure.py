@@ -1,0 +1,222 @@
+"""The arithmetic of savings, on given numbers; nothing about how fast this machine is."""
+
+import dataclasses
+import io
+import json
+
+import flax.linen as nn
+import numpy as np
+import pytest
+from jaxtyping import Array, Float
+from replay import HandOn, exit_probs, replay_network
+from rich.console import Console
+
+from eenet_jax.artifacts import read_json
+from eenet_jax.data import datasets
+from eenet_jax.errors import InputError
+from eenet_jax.execution import adaptive
+from eenet_jax.execution.measure import Bench, Measurement, to_json
+from eenet_jax.policies.max_prob import MaxProb
+
+EXITS, CLASSES = 3, 2
+NOTHING = {"params": {}, "batch_stats": {}}
+
+
+def _policy(budget: float = 2.0, exits: int = EXITS) -> MaxProb:
+    thresholds = np.full(exits, 0.9, np.float32)
+    costs = tuple(float(2**k) for k in range(exits))
+    return MaxProb(budget=budget, costs=costs, thresholds=thresholds)
+
+
+def _leaving_at(exits: list[int]) -> np.ndarray:
+    logits = np.zeros((len(exits), EXITS, CLASSES), np.float32)
+    logits[np.arange(len(exits)), exits, 0] = 9.0
+    return logits
+
+
+LEAVE = [0, 0, 1, 0, 1, 2, 0, 2]
+
+
+@pytest.fixture(scope="module")
+def bench():
+    network = replay_network(EXITS, CLASSES)
+    return Bench(network, NOTHING, _leaving_at(LEAVE), 3, 2, "some device")
+
+
+def test_no_sample_is_left_out(bench):
+    assert bench.samples == 8
+    assert [len(batch) for batch in bench.batches] == [3, 3, 2]
+    np.testing.assert_allclose(bench.probs, exit_probs(_leaving_at(LEAVE)), rtol=1e-6)
+    assert bench.stage_parts.shape == (EXITS,)
+    assert bench.stage_parts.sum() == pytest.approx(1.0)
+
+
+def test_strategies_are_measured_beside_the_full_network(bench):
+    measured = bench.measure(_policy(), ("masked", "compacted"))
+    assert [row.strategy for row in measured] == ["full", "last_exit", "masked", "compacted"]
+    for row in measured:
+        assert row.samples_per_second == pytest.approx(8 / row.median_seconds)
+        assert row.speedup == pytest.approx(measured[0].median_seconds / row.median_seconds)
+        assert row.same_exits == 1.0
+        assert (row.policy, row.budget, row.device) == ("max_prob", 2.0, "some device")
+        assert (row.samples, row.batch_size, row.repeats) == (8, 3, 2)
+        assert row.spread_seconds >= 0
+    for row in measured[:2]:
+        assert row.exit_rates == (0.0, 0.0, 1.0)
+        assert (row.ideal_speedup, row.realised_over_ideal) == (1.0, None)
+    for row in measured[2:]:
+        assert row.exit_rates == (0.5, 0.25, 0.25)
+
+
+def _with_parts(bench: Bench, parts) -> Bench:
+    other = object.__new__(Bench)
+    vars(other).update(vars(bench), stage_parts=np.asarray(parts))
+    return other
+
+
+@pytest.mark.parametrize(
+    ("rates", "share"),
+    [((1, 0, 0), 0.5), ((0, 1, 0), 0.8), ((0, 0, 1), 1.0), ((0.5, 0.25, 0.25), 0.7)],
+)
+def test_the_ideal_is_each_stage_for_those_who_reach_it(bench, rates, share):
+    bench = _with_parts(bench, [0.5, 0.3, 0.2])
+    assert bench._ideal_share(np.asarray(rates, float)) == pytest.approx(share)
+
+
+def test_realised_saving_is_held_against_the_ideal_one(bench):
+    bench = _with_parts(bench, [0.5, 0.3, 0.2])
+    wanted = np.asarray([0, 0, 1, 0, 1, 2, 0, 2])
+    exits = np.asarray([0, 0, 1, 0, 1, 2, 0, 1])
+    exits_as_ideal = wanted
+    row = bench._measurement(_policy(), "compacted", [9.0, 7.0, 8.0], 10.0, exits_as_ideal, wanted)
+    assert (row.median_seconds, row.spread_seconds) == (8.0, 2.0)
+    assert row.samples_per_second == 1.0
+    assert row.speedup == pytest.approx(1.25)
+    assert row.ideal_speedup == pytest.approx(1 / 0.7)
+    assert row.realised_over_ideal == pytest.approx((10 - 8) / (10 - 7))
+    assert row.same_exits == 1.0
+    off_by_one = bench._measurement(_policy(), "masked", [12.0], 10.0, exits, wanted)
+    assert off_by_one.same_exits == pytest.approx(7 / 8)
+    assert off_by_one.realised_over_ideal < 0
+    nobody_early = np.full(8, 2)
+    row = bench._measurement(_policy(), "masked", [9.0], 10.0, nobody_early, nobody_early)
+    assert (row.ideal_speedup, row.realised_over_ideal) == (1.0, None)
+
+
+def test_a_measurement_becomes_json(bench):
+    row = bench._measurement(_policy(), "masked", [1.0], 2.0, np.zeros(8, int), np.zeros(8, int))
+    value = json.loads(json.dumps(to_json(row)))
+    value["exit_rates"] = tuple(value["exit_rates"])
+    assert Measurement(**value) == row
+
+
+def test_wrong_strategies_and_batch_sizes_are_named(bench):
+    with pytest.raises(InputError, match="strategy 'streamed' is unknown: choose masked, compact"):
+        bench.measure(_policy(), ("streamed",))
+    for size in (0, 9):
+        with pytest.raises(InputError, match=f"batch_size {size} for 8 samples: give 1 to 8"):
+            Bench(bench.network, NOTHING, _leaving_at(LEAVE), size, 2, "some device")
+
+
+@pytest.fixture
+def fit(tmp_path):
+    for budget in (3.0, 1.5):
+        _policy(budget).save(tmp_path / "policies" / f"max_prob-{budget}.json")
+    return tmp_path
+
+
+def test_fitted_policies_are_found_cheapest_first(fit):
+    found = adaptive.find_policies(fit, "max_prob", None)
+    assert [policy.budget for policy in found] == [1.5, 3.0]
+    (one,) = adaptive.find_policies(fit, "max_prob", ["3.0"])
+    assert one.budget == 3.0
+
+
+def test_missing_policies_and_budgets_are_named(fit):
+    with pytest.raises(InputError, match=r"no policy 'vote' \(it has max_prob\): fit it with"):
+        adaptive.find_policies(fit, "vote", None)
+    with pytest.raises(InputError, match=r"no policy 'max_prob' \(it has none\)"):
+        adaptive.find_policies(fit / "elsewhere", "max_prob", None)
+    with pytest.raises(InputError, match=r"max_prob-2\.0\.json"):
+        adaptive.find_policies(fit, "max_prob", ["2.0"])
+
+
+class Corner(nn.Module):
+    """A stage that hands on the corner of an image as if it held logits."""
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width 1"], train: bool):
+        return images[:, :EXITS, :CLASSES, 0]
+
+
+class _Images:
+    """Nine images in the manner of a prepared test split."""
+
+    spec = datasets.get("digits")
+
+    def __len__(self):
+        return 9
+
+    def gather(self, indices):
+        pixels = np.random.default_rng(0).integers(0, 256, (9, *self.spec.image_shape))
+        return {"image": pixels[indices].astype(np.uint8)}
+
+
+class _Run:
+    """A run's folder, of which only the configuration is asked for."""
+
+    def __init__(self, path):
+        pass
+
+    def config(self):
+        return None, "data"
+
+
+@pytest.fixture
+def run(fit, monkeypatch):
+    """A run whose network takes pixels for logits, and whose data set is `_Images`."""
+    replay = replay_network(EXITS, CLASSES, [Corner(), HandOn(), HandOn()])
+    network = dataclasses.replace(replay, input_shape=_Images.spec.image_shape)
+    monkeypatch.setattr(adaptive, "RunFolder", _Run)
+    monkeypatch.setattr(adaptive, "open_run_split", lambda config, split, data_dir: _Images())
+    monkeypatch.setattr(adaptive, "load_network", lambda run: (network, NOTHING, {}))
+    return fit
+
+
+def test_a_run_is_measured_and_its_measurements_kept(run):
+    options = {"policy": "max_prob", "strategies": ("masked",), "batch_size": 4, "repeats": 1}
+    measured = adaptive.run_adaptive(run, budgets=["1.5"], **options)
+    assert [row.strategy for row in measured] == ["full", "last_exit", "masked"]
+    assert {row.samples for row in measured} == {9}
+    kept = read_json(run / "execution.json")
+    assert kept == [json.loads(json.dumps(to_json(row))) for row in measured]
+    adaptive.run_adaptive(run, budgets=["3.0"], samples=2, **options)
+    rows = read_json(run / "execution.json")
+    assert rows[:3] == kept
+    assert [(row["budget"], row["batch_size"]) for row in rows[3:]] == [(3.0, 2)] * 3
+
+
+def test_what_cannot_be_measured_is_named(run):
+    for name in ("batch_size", "samples", "repeats"):
+        with pytest.raises(InputError, match=f"{name} is 0: give 1 or more"):
+            adaptive.run_adaptive(run, policy="max_prob", **{name: 0})
+    _policy(exits=2).save(run / "policies" / "max_prob-2.0.json")
+    with pytest.raises(InputError, match=r"is for 2 exits, the network of .* has 3"):
+        adaptive.run_adaptive(run, policy="max_prob")
+
+
+def test_measurements_are_printed_as_a_table(bench):
+    rows = [
+        bench._measurement(_policy(), name, [seconds], 10.0, np.asarray(exits), np.asarray(exits))
+        for name, seconds, exits in (
+            ("full", 10.0, [2] * 8),
+            ("masked", 8.0, [0, 0, 0, 0, 1, 1, 2, 2]),
+        )
+    ]
+    sink = io.StringIO()
+    adaptive.print_measurements(rows, Console(file=sink))
+    printed = sink.getvalue()
+    assert "max_prob, batch 3, 8 samples" in printed
+    assert "1.25" in printed
+    assert "50.0 25.0 25.0" in printed
+    assert "100.00 %" in printed

@@ -1,0 +1,192 @@
+"""Masked, compacted and simulated execution send every sample to the same exit."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from replay import exit_probs, replay_network
+
+from eenet_jax import networks
+from eenet_jax.errors import InputError
+from eenet_jax.execution.compacted import Compacted
+from eenet_jax.execution.masked import masked
+from eenet_jax.policies.eenet import EENet
+from eenet_jax.policies.entropy import Entropy
+from eenet_jax.policies.max_prob import MaxProb
+from eenet_jax.policies.patience import Patience
+from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.vote import Vote
+from eenet_jax.scheduler.network import measure_weights
+from eenet_jax.scheduler.simulation import first_exit
+
+EXITS, CLASSES, BATCH = 3, 4, 11
+POLICIES = {"max_prob": MaxProb, "entropy": Entropy, "patience": Patience, "vote": Vote}
+NAMES = (*POLICIES, "eenet")
+NOTHING = {"params": {}, "batch_stats": {}}
+
+# Logits that a batch is drawn from: smooth ones, and coarse ones, which tie with one another.
+_DRAW = np.random.default_rng(0)
+POOL = np.concatenate(
+    [
+        _DRAW.normal(0, 2, (24, EXITS, CLASSES)),
+        _DRAW.integers(0, 3, (24, EXITS, CLASSES)),
+        np.zeros((1, EXITS, CLASSES)),
+    ]
+).astype(np.float32)
+
+
+def _policy(name: str, thresholds) -> Policy:
+    fields = {
+        "budget": 2.0,
+        "costs": (1.0, 2.0, 4.0),
+        "thresholds": np.asarray(thresholds, np.float32),
+    }
+    if name in POLICIES:
+        return POLICIES[name](**fields)
+    shape = measure_weights("max", EXITS, CLASSES).shape
+    weights = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    return EENet(weights=weights, **fields)
+
+
+@functools.cache
+def _pool_scores(name: str) -> np.ndarray:
+    return _policy(name, np.zeros(EXITS)).scores(exit_probs(POOL))
+
+
+def _thresholds(name: str, kind: str) -> np.ndarray:
+    """Each of them a score that some sample has, or beyond every score."""
+    scores = _pool_scores(name)
+    if name in ("patience", "vote"):
+        # At the first exit all are alike, and later there are few values to tell samples by.
+        at_a_score = np.concatenate([[np.inf], scores[1:].max(1)])
+    else:
+        at_a_score = np.sort(scores, axis=1)[:, scores.shape[1] * 2 // 3]
+    changed = {
+        "ties": {},
+        "first exit empty": {0: np.inf},
+        "second exit empty": {1: np.inf},
+        "nobody before the last": {0: np.inf, 1: np.inf},
+        "everybody at the first": {0: -np.inf},
+        "everybody by the second": {1: -np.inf},
+    }[kind]
+    for k, value in changed.items():
+        at_a_score[k] = value
+    return at_a_score
+
+
+@functools.cache
+def _network():
+    return replay_network(EXITS, CLASSES)
+
+
+@functools.cache
+def _strategies(name: str, kind: str):
+    policy = _policy(name, _thresholds(name, kind))
+    return policy, masked(_network(), policy), Compacted(_network(), policy, BATCH)
+
+
+def _check(policy: Policy, logits: np.ndarray, *strategies) -> None:
+    """Every strategy leaves where the policy decides, with the logits of that exit."""
+    probs = exit_probs(logits)
+    wanted = policy.decide(probs)
+    simulated = first_exit(policy.scores(probs), policy.thresholds)
+    np.testing.assert_array_equal(simulated, wanted)
+    for run in strategies:
+        answers = run(NOTHING, logits)
+        np.testing.assert_array_equal(answers.exit_index, wanted)
+        np.testing.assert_array_equal(answers.logits, logits[np.arange(len(logits)), wanted])
+
+
+_rows = st.lists(st.integers(0, len(POOL) - 1), min_size=BATCH, max_size=BATCH)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *((name, "ties") for name in NAMES),
+        ("max_prob", "first exit empty"),
+        ("eenet", "second exit empty"),
+        ("entropy", "nobody before the last"),
+        ("eenet", "everybody at the first"),
+        ("patience", "everybody by the second"),
+    ],
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(rows=st.one_of(_rows, st.integers(0, len(POOL) - 1).map(lambda row: [row] * BATCH)))
+def test_jitted_strategies_agree_from_the_same_logits(name, kind, rows):
+    policy, run_masked, compacted = _strategies(name, kind)
+    _check(policy, POOL[rows], run_masked, compacted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_thresholds_of_the_pool_are_ties_that_split_the_batch(name):
+    policy, *_ = _strategies(name, "ties")
+    scores = _pool_scores(name)
+    exits = policy.decide(exit_probs(POOL))
+    k = 0 if np.isfinite(policy.thresholds[0]) else 1
+    tied = scores[k] == policy.thresholds[k]
+    assert tied.any()
+    assert (exits[tied] == k).all()
+    assert len(np.unique(exits)) >= 2
+
+
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(data=st.data(), seed=st.integers(0, 2**31))
+def test_strategies_agree_at_random_thresholds(data, seed):
+    name = data.draw(st.sampled_from(["max_prob", "entropy", "vote"]))
+    draw = np.random.default_rng(seed)
+    batches = draw.normal(0, 3, (6, BATCH, EXITS, CLASSES)).astype(np.float32)
+    scores = _policy(name, np.zeros(EXITS)).scores(exit_probs(batches[0]))
+    # Each a score of the first batch, a number between scores, or none that anybody reaches.
+    thresholds = [
+        data.draw(st.sampled_from([np.inf, -np.inf, 0.5, 0.8, *row.tolist()])) for row in scores
+    ]
+    policy = _policy(name, thresholds)
+    run_masked, compacted = masked(_network(), policy), Compacted(_network(), policy, BATCH)
+    for logits in batches:
+        _check(policy, logits, run_masked, compacted)
+
+
+@pytest.mark.parametrize(("batch", "largest"), [(1, 1), (3, 13), (21, 8)])
+def test_batches_smaller_and_larger_than_announced(batch, largest):
+    policy = _policy("max_prob", _thresholds("max_prob", "ties"))
+    logits = POOL[np.arange(batch) * 2 % len(POOL)]
+    _check(policy, logits, masked(_network(), policy), Compacted(_network(), policy, largest))
+
+
+def test_a_batch_size_below_one_is_an_input_error():
+    with pytest.raises(InputError, match="batch_size 0 must be at least 1"):
+        Compacted(_network(), _policy("vote", [0, 0, 0]), 0)
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    network = networks.build(
+        "cnn", widths=(4, 4, 4), depths=(1, 1, 1), num_classes=CLASSES, input_shape=(8, 8, 1)
+    )
+    return network, network.init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", ["max_prob", "eenet"])
+def test_through_a_network_only_near_ties_may_differ(cnn, name):
+    network, variables = cnn
+    images = np.random.default_rng(3).normal(0, 2, (24, 8, 8, 1)).astype(np.float32)
+    full = np.asarray(jax.jit(network.apply)(variables, images))
+    probs = np.asarray(jax.nn.softmax(full))
+    policy = _policy(name, np.zeros(EXITS))
+    scores = policy.scores(probs)
+    thresholds = np.asarray([np.quantile(row, 0.6) for row in scores], np.float32)
+    policy = dataclasses.replace(policy, thresholds=thresholds)
+    wanted = policy.decide(probs)
+    assert len(np.unique(wanted)) == EXITS
+    clear = (np.abs(scores[:-1] - thresholds[:-1, None]) > 1e-5).all(0)
+    assert clear.sum() >= 22
+    for run in (masked(network, policy), Compacted(network, policy, 24)):
+        answers = run(variables, images)
+        np.testing.assert_array_equal(np.asarray(answers.exit_index)[clear], wanted[clear])
+        chosen = full[np.asarray(answers.exit_index), np.arange(24)]
+        np.testing.assert_allclose(answers.logits, chosen, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,167 @@
+"""What is skipped is not computed: executions of stages and the rows they see, counted."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import Array, Float
+from replay import replay_network
+
+from eenet_jax.execution.compacted import SMALLEST_BUCKET, Compacted, split_into_buckets
+from eenet_jax.execution.masked import masked
+from eenet_jax.policies.max_prob import MaxProb
+
+EXITS, CLASSES = 3, 2
+NOTHING = {"params": {}, "batch_stats": {}}
+
+
+class Counted(nn.Module):
+    """A stage that changes nothing and reports each execution with its number of rows."""
+
+    report: Callable[[int], None]
+
+    @nn.compact
+    def __call__(self, logits: Float[Array, "batch exits classes"], train: bool):
+        rows = logits.shape[0]
+        jax.debug.callback(lambda: self.report(rows))
+        return logits
+
+
+class Counter:
+    """A replay network that tells which rows each stage was run on."""
+
+    def __init__(self):
+        self.rows = [[] for _ in range(EXITS)]
+        stages = [Counted(self._reporter(k)) for k in range(EXITS)]
+        self.network = replay_network(EXITS, CLASSES, stages)
+
+    def _reporter(self, k: int) -> Callable[[int], None]:
+        return lambda rows: self.rows[k].append(rows)
+
+    def seen(self) -> list[list[int]]:
+        """Since the last call: for each stage, the rows of each of its executions."""
+        jax.effects_barrier()
+        seen, self.rows[:] = list(self.rows), [[] for _ in range(EXITS)]
+        return [sorted(rows, reverse=True) for rows in seen]
+
+
+def _policy() -> MaxProb:
+    """Leave an exit at which a class has 0.9."""
+    return MaxProb(
+        budget=2.0, costs=(1.0, 2.0, 4.0), thresholds=np.asarray([0.9, 0.9, -np.inf], np.float32)
+    )
+
+
+def _leaving_at(exits: list[int]) -> np.ndarray:
+    """Logits of samples that leave at these exits."""
+    logits = np.zeros((len(exits), EXITS, CLASSES), np.float32)
+    for row, k in enumerate(exits):
+        logits[row, k, row % CLASSES] = 9.0
+    return logits
+
+
+def test_masked_skips_the_stages_that_nobody_needs():
+    counter = Counter()
+    run = masked(counter.network, _policy())
+    # One program for all of them: what differs is what runs inside it.
+    for exits, executed in (
+        ([0, 0, 0, 0], [[4], [], []]),
+        ([0, 1, 1, 0], [[4], [4], []]),
+        ([0, 0, 0, 1], [[4], [4], []]),
+        ([2, 0, 0, 0], [[4], [4], [4]]),
+    ):
+        answers = run(NOTHING, _leaving_at(exits))
+        np.testing.assert_array_equal(answers.exit_index, exits)
+        assert counter.seen() == executed
+
+
+def test_compacted_runs_later_stages_on_the_survivors_buckets_alone():
+    counter = Counter()
+    run = Compacted(counter.network, _policy(), 32)
+    for exits, executed in (
+        ([0] * 32, [[32], [], []]),
+        ([1] * 10 + [0] * 22, [[32], [8, 8], []]),
+        # 26 of 32 stay: a bucket more than three quarters full. 5 of those stay.
+        ([0] * 6 + [1] * 21 + [2] * 5, [[32], [32], [8]]),
+        ([0, 2, 1, 2] * 8, [[32], [32], [16]]),
+        ([2] * 32, [[32], [32], [32]]),
+        # 20 samples come as 16 and 8.
+        ([0] * 12 + [1] * 8, [[16, 8], [8, 8], []]),
+    ):
+        answers = run(NOTHING, _leaving_at(exits))
+        np.testing.assert_array_equal(answers.exit_index, exits)
+        assert counter.seen() == executed
+
+
+@contextlib.contextmanager
+def _compilations() -> Iterator[list[str]]:
+    """The events of programs being compiled meanwhile."""
+    compiled = []
+
+    def note(event: str, _seconds: float, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+def test_warming_up_leaves_nothing_to_compile():
+    counter = Counter()
+    run = Compacted(counter.network, _policy(), 16)
+    run.warm_up(NOTHING, _leaving_at([0] * 16))
+    seen = counter.seen()
+    assert seen == [[16, 8]] * EXITS
+    with _compilations() as compiled:
+        run(NOTHING, _leaving_at([0, 1, 2, 2] * 4))
+        assert not compiled
+        jax.jit(lambda x: x + 1)(np.zeros(3))
+        assert len(compiled) == 1
+    assert counter.seen() == [[16], [16], [8]]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(count=st.integers(0, 5000), largest=st.integers(0, 10), smallest=st.integers(0, 4))
+def test_buckets_hold_everybody_with_little_padding(count, largest, smallest):
+    largest, smallest = 2 ** max(largest, smallest), 2**smallest
+    sizes = split_into_buckets(count, largest, smallest)
+    assert all(smallest <= size <= largest and math.log2(size).is_integer() for size in sizes)
+    assert sizes == sorted(sizes, reverse=True)
+    held = sum(sizes)
+    assert held >= count
+    # All but the last are full, and the last is three quarters full unless it is the least.
+    if sizes:
+        last = count - (held - sizes[-1])
+        assert last >= 1
+        assert sizes[-1] == smallest or last >= 0.75 * sizes[-1]
+        assert held - count < max(smallest, 0.25 * sizes[-1] + 1)
+    else:
+        assert count == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (0, []),
+        (1, [8]),
+        (8, [8]),
+        (9, [8, 8]),
+        (150, [128, 16, 8]),
+        (152, [128, 32]),
+        (192, [256]),
+        (191, [128, 64]),
+        (256, [256]),
+        (600, [256, 256, 64, 32]),
+    ],
+)
+def test_buckets_of_known_counts(count, sizes):
+    assert split_into_buckets(count, 256, SMALLEST_BUCKET) == sizes
