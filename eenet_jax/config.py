@@ -25,16 +25,23 @@ def check_seed(name: str, seed: int) -> None:
     _require(holds, name, seed, f"give a whole number from 0 to {GREATEST_SEED}")
 
 
+def _word(kind: Any) -> str:
+    return {int: "int", float: "float", str: "str"}[kind]
+
+
 def _check_types(settings: Any, section: str) -> None:
     """Raise InputError where a plain number, word or switch is of another type."""
-    accepted = {int: int, float: (int, float), str: str, bool: bool}
+    accepted: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
     for field in dataclasses.fields(settings):
-        kind, value = field.type, getattr(settings, field.name)
-        if kind not in accepted:
-            continue
-        # A bool passes for an int in Python, and is a slip here.
-        holds = isinstance(value, accepted[kind]) and (kind is bool or not isinstance(value, bool))
-        _require(holds, f"{section}{field.name}", value, f"give one of type {kind.__name__}")
+        value = getattr(settings, field.name)
+        if field.type in accepted:
+            # A bool passes for an int in Python, and is a slip here.
+            holds = isinstance(value, accepted[field.type]) and not isinstance(value, bool)
+            _require(
+                holds, f"{section}{field.name}", value, f"give one of type {_word(field.type)}"
+            )
+        elif field.type is bool:
+            _require(isinstance(value, bool), f"{section}{field.name}", value, "give True or False")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

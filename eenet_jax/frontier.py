@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from eenet_jax.artifacts import check_folder, replacing_folder, write_json, write_text
+from eenet_jax.comparison import COMPARISON_COLUMNS, compare_with_baselines, correct_at
 from eenet_jax.config import check_seed
 from eenet_jax.environment import environment
 from eenet_jax.errors import InputError
 from eenet_jax.policies.fit import (
-    BASELINES,
     POLICY_NAMES,
     check_policy_name,
     fit_problem,
@@ -31,15 +31,6 @@ from eenet_jax.scheduler.simulation import outcome
 from eenet_jax.types import CostTable, ExitPredictions
 
 LEADING_COLUMNS = ("policy", "budget", "split", "accuracy", "cost")
-COMPARISON_COLUMNS = (
-    "budget",
-    "baseline",
-    "eenet_accuracy",
-    "baseline_accuracy",
-    "difference",
-    "half_width_95",
-)
-NORMAL_QUANTILE_95 = 1.959964
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,34 +57,6 @@ class FrontierRow:
     cost: float
     exit_rates: tuple[float, ...]
     extra: Mapping[str, float]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PairedDifference:
-    """A difference of means over the same samples.
-
-    Attributes:
-      mean: First minus second.
-      half_width: Half the width of its 95 % interval.
-    """
-
-    mean: float
-    half_width: float
-
-
-def paired_interval(
-    first: Float[np.ndarray, " samples"], second: Float[np.ndarray, " samples"]
-) -> PairedDifference:
-    """The difference of two policies' accuracies on the same samples, with its 95 % interval.
-
-    Args:
-      first: `correct` of each sample at the first policy's exits.
-      second: The same for the second policy.
-    """
-    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    spread = difference.std(ddof=1) if difference.size > 1 else 0.0
-    half_width = NORMAL_QUANTILE_95 * spread / np.sqrt(difference.size)
-    return PairedDifference(mean=float(difference.mean()), half_width=float(half_width))
 
 
 def fit_frontier(
@@ -148,19 +111,27 @@ def fit_frontier(
     record = {
         "predictions": str(Path(predictions_path).resolve()),
         "test": None if test_path is None else str(Path(test_path).resolve()),
-        "costs": list(problem.costs.costs),
-        "unit": problem.costs.unit,
         "seed": seed,
-        "policies": [*names],
-        "budgets": texts,
-        "settings": {name: dataclasses.asdict(each) for name, each in chosen.items() if each},
         "seconds": time.perf_counter() - started,
         "seconds_by_policy": seconds,
+        **_described(problem, chosen, texts),
         **environment(),
     }
-    comparison = _comparison(exits, splits, fitted, texts)
+    comparison = []
+    if "test" in splits and "eenet" in fitted:
+        comparison = compare_with_baselines(exits, splits["test"], fitted, texts)
     _write(Path(out), rows, fitted, texts, comparison, record)
     return rows
+
+
+def _described(problem: Problem, chosen: Mapping[str, Any], texts: list[str]) -> dict[str, Any]:
+    return {
+        "costs": list(problem.costs.costs),
+        "unit": problem.costs.unit,
+        "policies": [*chosen],
+        "budgets": texts,
+        "settings": {name: dataclasses.asdict(each) for name, each in chosen.items() if each},
+    }
 
 
 def _policy_names(policies: Sequence[str]) -> tuple[str, ...]:
@@ -276,13 +247,6 @@ def _row(key, text, predictions, exits, costs) -> FrontierRow:
     )
 
 
-def correct_at(
-    predictions: ExitPredictions, exits: Int[np.ndarray, " samples"]
-) -> Float[np.ndarray, " samples"]:
-    """`correct` of each sample at its exit."""
-    return predictions.correctness()[exits, np.arange(len(exits))]
-
-
 def segmentation_scores(
     predictions: ExitPredictions, exits: Int[np.ndarray, " samples"]
 ) -> dict[str, float]:
@@ -300,25 +264,6 @@ def segmentation_scores(
         "miou": float((hits[seen] / union[seen]).mean()) if seen.any() else 0.0,
         "pixel_accuracy": float(hits.sum() / max(total.sum(), 1.0)),
     }
-
-
-def _comparison(exits, splits, fitted, texts) -> list[tuple]:
-    """Per budget, `eenet` on test against the baseline that is best on validation."""
-    baselines = [name for name in fitted if name in BASELINES]
-    if "test" not in splits or "eenet" not in fitted:
-        return []
-    lines = []
-    for place, text in enumerate(texts):
-        best = max(
-            baselines, key=lambda name: fitted[name][place].info["validation_accuracy"]
-        )  # fmt: skip
-        ours, theirs = (
-            correct_at(splits["test"], exits[name, place, "test"]) for name in ("eenet", best)
-        )
-        gap = paired_interval(ours, theirs)
-        means = (float(each.mean(dtype=np.float64)) for each in (ours, theirs))
-        lines.append((text, best, *means, gap.mean, gap.half_width))
-    return lines
 
 
 def _write(out: Path, rows, fitted, texts, comparison, record) -> None:

@@ -5,6 +5,7 @@ One axis vocabulary for shapes everywhere: `exits` (K, counted from the shallowe
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -103,6 +104,11 @@ class ExitPredictions:
 
     def correctness(self) -> Float[np.ndarray, "exits samples"]:
         """How right each exit is on each sample: 0 or 1, a share of pixels for dense prediction."""
+        return self._correctness
+
+    @functools.cached_property
+    def _correctness(self) -> np.ndarray:
+        # Asked for once a policy and budget; at ImageNet's size the argmax takes a second.
         if self.correct is not None:
             return self.correct
         return (self.probs.argmax(-1) == self.labels[None]).astype(np.float32)

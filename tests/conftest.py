@@ -19,3 +19,8 @@ import pytest  # noqa: E402
 def _rank_promotion_forbidden():
     with jax.numpy_rank_promotion("raise"):
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """The notebooks take longest: first, so that the other worker has something to do beside."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")

@@ -9,11 +9,11 @@ import pytest
 from synthetic_exits import dense, synthetic
 
 import eenet_jax
+from eenet_jax.comparison import paired_interval
 from eenet_jax.errors import InputError
 from eenet_jax.frontier import (
     correct_at,
     fit_frontier,
-    paired_interval,
     read_frontier,
     segmentation_scores,
 )

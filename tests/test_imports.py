@@ -22,6 +22,7 @@ ORDER = (
     ("costs",),
     ("scheduler",),
     ("policies",),
+    ("comparison",),
     ("frontier",),
     ("execution",),
     ("report",),

@@ -90,4 +90,5 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and int(value) >= least

@@ -22,12 +22,11 @@ from eenet_jax.policies.candidates import (
     patience_candidate,
     static_candidate,
 )
-from eenet_jax.policies.linear import linear_score
-from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.linear import LinearPolicy
 from eenet_jax.policies.problem import Problem, policy_fields
 from eenet_jax.scheduler.simulation import first_exit
 from eenet_jax.scheduler.solver import SolverSettings
-from eenet_jax.types import MEASURES, Array
+from eenet_jax.types import MEASURES
 
 FEWEST_SAMPLES_A_FOLD = 5
 
@@ -73,26 +72,10 @@ class EENetSettings(SolverSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EENet(Policy):
-    """The score is g, unclipped; it also weighs margin and patience, so as to hold every baseline.
-
-    Attributes:
-      weights: g's weights; see `eenet_jax.scheduler.network`.
-    """
+class EENet(LinearPolicy):
+    """The score is g, unclipped; it may weigh every measure, so as to hold each baseline."""
 
     name = "eenet"
-
-    weights: Float[np.ndarray, "exits weights"]
-
-    def score(
-        self,
-        k: int,
-        probs: Float[Array, "exits samples classes"],
-        measures: Float[Array, "exits samples 5"] | None = None,
-    ) -> Float[Array, " samples"]:
-        """g at exit k; see `Policy.score`."""
-        seen = None if measures is None else measures[: k + 1]
-        return linear_score(self.weights, k, probs[: k + 1], seen)
 
 
 def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENet]:

@@ -7,11 +7,9 @@ import dataclasses
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from eenet_jax.errors import InputError
-from eenet_jax.policies.linear import linear_score, linear_scores
-from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.linear import LinearPolicy, linear_scores
 from eenet_jax.policies.problem import (
     Problem,
     both_ends,
@@ -22,7 +20,6 @@ from eenet_jax.policies.problem import (
 )
 from eenet_jax.scheduler.network import random_params
 from eenet_jax.scheduler.solver import Samples, SolverSettings, solve
-from eenet_jax.types import Array
 
 TILTS = 256
 
@@ -52,26 +49,10 @@ def published_settings() -> EENetPaperSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EENetPaper(Policy):
-    """The score is g, unclipped.
-
-    Attributes:
-      weights: g's weights; see `eenet_jax.scheduler.network`.
-    """
+class EENetPaper(LinearPolicy):
+    """The score is g, unclipped; see `LinearPolicy`."""
 
     name = "eenet_paper"
-
-    weights: Float[np.ndarray, "exits weights"]
-
-    def score(
-        self,
-        k: int,
-        probs: Float[Array, "exits samples classes"],
-        measures: Float[Array, "exits samples 5"] | None = None,
-    ) -> Float[Array, " samples"]:
-        """g at exit k; see `Policy.score`."""
-        seen = None if measures is None else measures[: k + 1]
-        return linear_score(self.weights, k, probs[: k + 1], seen)
 
 
 def fit_eenet_paper(problem: Problem, settings: EENetPaperSettings, seed: int) -> list[EENetPaper]:

@@ -5,28 +5,16 @@ Source: Teerapittayanon et al., BranchyNet (2016).
 
 import dataclasses
 
-from jaxtyping import Float
-
-from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.measure import MeasurePolicy
 from eenet_jax.policies.problem import Problem, geometric_solutions
-from eenet_jax.scheduler.features import measure_score
-from eenet_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Entropy(Policy):
+class Entropy(MeasurePolicy):
     """The score is the measure `entropy`."""
 
     name = "entropy"
-
-    def score(
-        self,
-        k: int,
-        probs: Float[Array, "exits samples classes"],
-        measures: Float[Array, "exits samples 5"] | None = None,
-    ) -> Float[Array, " samples"]:
-        """The measure `entropy` at exit k; see `Policy.score`."""
-        return measure_score("entropy", probs[: k + 1], measures)
+    measure = "entropy"
 
 
 def fit_entropy(problem: Problem) -> list[Entropy]:

@@ -1,15 +1,39 @@
 """The score of a linear g at one exit, by the same compiled program wherever it is asked for."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
 from eenet_jax.errors import InputError
+from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.problem import Problem, measure_scores
 from eenet_jax.scheduler.features import measure_score, measures_at
 from eenet_jax.scheduler.network import exit_scores, measure_weights
 from eenet_jax.types import MEASURES, Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LinearPolicy(Policy):
+    """The score is g, unclipped.
+
+    Attributes:
+      weights: g's weights; see `eenet_jax.scheduler.network`.
+    """
+
+    weights: Float[np.ndarray, "exits weights"]
+
+    def score(
+        self,
+        k: int,
+        probs: Float[Array, "exits samples classes"],
+        measures: Float[Array, "exits samples 5"] | None = None,
+    ) -> Float[Array, " samples"]:
+        """g at exit k; see `Policy.score`."""
+        seen = None if measures is None else measures[: k + 1]
+        return linear_score(self.weights, k, probs[: k + 1], seen)
 
 
 def linear_score(

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.measure import MeasurePolicy
 from eenet_jax.policies.problem import (
     Family,
     Problem,
@@ -19,24 +19,15 @@ from eenet_jax.policies.problem import (
     measure_scores,
     policy_fields,
 )
-from eenet_jax.scheduler.features import measure_score
 from eenet_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Patience(Policy):
+class Patience(MeasurePolicy):
     """The score is how many exits in a row agree, exit k the last of them."""
 
     name = "patience"
-
-    def score(
-        self,
-        k: int,
-        probs: Float[Array, "exits samples classes"],
-        measures: Float[Array, "exits samples 5"] | None = None,
-    ) -> Float[Array, " samples"]:
-        """The measure `patience` at exit k; see `Policy.score`."""
-        return measure_score("patience", probs[: k + 1], measures)
+    measure = "patience"
 
 
 def patience_family(

@@ -47,7 +47,9 @@ class Policy(abc.ABC):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        _CLASSES[cls.name] = cls
+        # Classes that others build on have no name of their own, and no file.
+        if "name" in vars(cls):
+            _CLASSES[cls.name] = cls
 
     @property
     def num_exits(self) -> int:

@@ -8,28 +8,16 @@ Its scores take few values, so that few costs are reached and much of a budget m
 
 import dataclasses
 
-from jaxtyping import Float
-
-from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.measure import MeasurePolicy
 from eenet_jax.policies.problem import Problem, geometric_solutions
-from eenet_jax.scheduler.features import measure_score
-from eenet_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Vote(Policy):
+class Vote(MeasurePolicy):
     """The score is the measure `vote`."""
 
     name = "vote"
-
-    def score(
-        self,
-        k: int,
-        probs: Float[Array, "exits samples classes"],
-        measures: Float[Array, "exits samples 5"] | None = None,
-    ) -> Float[Array, " samples"]:
-        """The measure `vote` at exit k; see `Policy.score`."""
-        return measure_score("vote", probs[: k + 1], measures)
+    measure = "vote"
 
 
 def fit_vote(problem: Problem) -> list[Vote]:

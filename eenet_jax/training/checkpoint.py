@@ -58,8 +58,8 @@ class Checkpoints:
             for step in self._damaged:
                 shutil.rmtree(self._folder / str(step), ignore_errors=True)
             self._orbax = ocp.training.Checkpointer(
-                self._folder,
-                preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+                str(self._folder),
+                preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),  # pyright: ignore
                 cleanup_tmp_directories=True,
             )
         return self._orbax
@@ -123,10 +123,10 @@ class Checkpoints:
         try:
             folder = self._folder / str(step)
             _check_files(folder)
-            metadata = ocp.load_checkpointables(folder, {"metadata": None})["metadata"]
+            metadata = ocp.load_checkpointables(str(folder), {"metadata": None})["metadata"]
             _check_network(metadata, network)
             wanted = {"state": abstract} | ({} if iterator is None else {"data": iterator})
-            state = ocp.load_checkpointables(folder, wanted)["state"]
+            state = ocp.load_checkpointables(str(folder), wanted)["state"]
             if digest(state) != metadata["digest"]:
                 raise ValueError("its weights do not match their digest")
             return state, metadata

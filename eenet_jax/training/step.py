@@ -50,6 +50,7 @@ def make_train_step(
         return loss, (logits, statistics)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Augment, run all exits, and move every weight once."""
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         crop_key, network_key = jax.random.split(key)
         images = augment.augment(crop_key, batch["image"], config.data.augmentation)
@@ -81,13 +82,14 @@ def make_eval_step(
 
     @jax.jit
     def step(variables: Any, batch: Batch) -> Metrics:
+        """Sums over the samples that the mask lets count."""
         logits = network.apply(variables, augment.normalize(batch["image"], spec.mean, spec.std))
         mask = batch["mask"]
         shared = jnp.broadcast_to(batch["label"], logits.shape[:2])
         each = optax.softmax_cross_entropy_with_integer_labels(logits, shared)
         correct = (logits.argmax(-1) == batch["label"][None]) & mask[None]
         return {
-            "loss": weights @ jnp.where(mask[None], each, 0).sum(1),
+            "loss": jnp.dot(weights, jnp.where(mask[None], each, 0).sum(1)),
             "correct": correct.sum(1),
             "count": mask.sum(),
         }

@@ -210,7 +210,7 @@ def test_a_folder_without_the_set_is_refused(tmp_path):
 def test_a_data_folder_that_is_a_file_is_refused(tmp_path):
     write_folder(SMALL_CIFAR10, tmp_path)
     (tmp_path / "data").write_text("")
-    with pytest.raises(InputError, match=r"can't write .* another --data-dir"):
+    with pytest.raises(InputError, match=r"can't write .* another place"):
         datasets.prepare(
             "cifar10", data_dir=tmp_path / "data", source=tmp_path, layout=SMALL_CIFAR10
         )
