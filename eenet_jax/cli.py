@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -319,6 +320,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except InputError as error:
         print(f"eenet: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "eenet: interrupted; `eenet train` continues from its last checkpoint if typed again",
+            file=sys.stderr,
+        )
+        sys.exit(128 + signal.SIGINT)
 
 
 def _dispatch(arguments: list[str]) -> None:
