@@ -296,7 +296,8 @@ def write_frontier(path: str | Path, rows: Sequence[FrontierRow]) -> None:
 
 def _line(row: FrontierRow) -> list[Any]:
     leading = [row.policy, row.budget_text, row.split, row.accuracy, row.cost]
-    return [*leading, *row.exit_rates, *row.extra.values()]
+    further = [int(v) if name == "n" else v for name, v in row.extra.items()]
+    return [*leading, *row.exit_rates, *further]
 
 
 def read_frontier(path: str | Path) -> list[FrontierRow]:
