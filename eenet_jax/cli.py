@@ -132,16 +132,17 @@ class Fit:
 
     predictions: Path
     """Validation predictions, .npz with probs [exits, samples, classes] and labels [samples]."""
-    costs: str
-    """A cost table (.json), or the cost of each exit, separated by commas."""
-    budgets: str
-    """Average costs per sample, in the cost table's unit, separated by commas."""
+    costs: tuple[str, ...]
+    """A cost table (.json), or the cost of each exit, e.g. 1,2,4,8."""
+    budgets: tuple[str, ...]
+    """Average costs per sample, in the cost table's unit, e.g. 2,3.5."""
     out: Path
     """Folder to write frontier.csv and policies/ into."""
     test: Path | None = None
     """Test predictions; without them there are no test rows."""
-    policies: str = "eenet,max_prob,entropy,patience,vote"
-    """Separated by commas; static and oracle are always there."""
+    policies: tuple[str, ...] = ("eenet,max_prob,entropy,patience,vote",)
+    """Some of eenet, eenet_paper, max_prob, entropy, patience, vote; static and the oracle's bound
+    are always there."""
     seed: int = 0
     """Of everything random in the fit."""
     set: tuple[str, ...] = ()
@@ -155,15 +156,15 @@ class Fit:
         fit_frontier(
             self.predictions,
             self.test,
-            self.costs,
-            _listed(self.budgets),
-            _listed(self.policies),
+            ",".join(self.costs),
+            _listed(",".join(self.budgets)),
+            _listed(",".join(self.policies)),
             self.seed,
             self.out,
             **dict(map(_setting, self.set)),
         )
         print_table([self.out])
-        print(f"wrote {self.out / 'frontier.csv'}")
+        print(f"wrote {self.out / 'frontier.csv'} and {self.out / 'policies'}/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from eenet_jax.artifacts import check_folder, replacing_folder, write_json, write_text
+from eenet_jax.artifacts import check_folder, read_json, replacing_folder, write_json, write_text
 from eenet_jax.comparison import COMPARISON_COLUMNS, compare_with_baselines, correct_at
-from eenet_jax.config import check_seed
+from eenet_jax.config import check_seed, differences
 from eenet_jax.environment import environment
 from eenet_jax.errors import InputError
 from eenet_jax.policies.fit import (
@@ -98,6 +99,8 @@ def fit_frontier(
     splits = _load_splits(predictions_path, test_path)
     values = tuple(parse_budget(text) for text in texts)
     problem = Problem(predictions=splits["val"], costs=CostTable.parse(costs), budgets=values)
+    described = _described(problem, chosen, texts) | _given(predictions_path, test_path, seed)
+    _check_same_fit(Path(out) / "fit.json", described)
     check_folder(out)
     started = time.perf_counter()
     fitted, seconds = _fit_all(problem, names, chosen, seed)
@@ -109,12 +112,9 @@ def fit_frontier(
     } | _oracle(problem, splits)
     rows = _rows(exits, splits, problem, texts)
     record = {
-        "predictions": str(Path(predictions_path).resolve()),
-        "test": None if test_path is None else str(Path(test_path).resolve()),
-        "seed": seed,
+        **described,
         "seconds": time.perf_counter() - started,
         "seconds_by_policy": seconds,
-        **_described(problem, chosen, texts),
         **environment(),
     }
     comparison = []
@@ -122,6 +122,27 @@ def fit_frontier(
         comparison = compare_with_baselines(exits, splits["test"], fitted, texts)
     _write(Path(out), rows, fitted, texts, comparison, record)
     return rows
+
+
+def _given(predictions_path: str | Path, test_path: str | Path | None, seed: int) -> dict[str, Any]:
+    paths = {"predictions": predictions_path, "test": test_path}
+    return {k: None if v is None else str(Path(v).resolve()) for k, v in paths.items()} | {
+        "seed": seed
+    }
+
+
+def _check_same_fit(path: Path, described: Mapping[str, Any]) -> None:
+    """Raise InputError where the folder holds another fit: its policies would be lost."""
+    if not path.exists():
+        return
+    old = read_json(path, "description of a fit")
+    new = json.loads(json.dumps(described))
+    same = isinstance(old, dict)
+    found = differences({name: old.get(name) for name in new}, new) if same else ["unreadable"]
+    if found:
+        raise InputError(
+            f"'{path.parent}' holds another fit ({'; '.join(found)[:300]}): give another --out"
+        )
 
 
 def _described(problem: Problem, chosen: Mapping[str, Any], texts: list[str]) -> dict[str, Any]:

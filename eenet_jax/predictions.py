@@ -52,6 +52,8 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
     if restored is None:
         raise InputError(f"'{run}' has no checkpoint yet: finish `eenet train` first")
     state, metadata = restored
+    if not folder.summary():
+        print(f"note: '{run}' is not finished; these are its weights after step {metadata['step']}")
     return network, state.variables, metadata
 
 

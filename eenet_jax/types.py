@@ -218,6 +218,11 @@ def _with_unit_rows(probs: np.ndarray, half: bool) -> np.ndarray:
 def _checked_labels(predictions: ExitPredictions) -> np.ndarray:
     labels = predictions.labels
     samples, classes = predictions.num_samples, predictions.num_classes
+    if labels.shape == predictions.probs.shape[:1] != (samples,):
+        raise InputError(
+            f"labels has shape {labels.shape}, probs {predictions.probs.shape}, which looks"
+            " transposed: its axes must be [exits, samples, classes]"
+        )
     if labels.shape != (samples,):
         raise InputError(f"labels has shape {labels.shape}: probs asks for ({samples},)")
     if labels.dtype.kind not in "iu":

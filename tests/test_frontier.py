@@ -188,3 +188,14 @@ def test_a_file_that_is_no_frontier_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"frontier\.csv"):
         read_frontier(path)
+
+
+def test_another_fit_is_not_overwritten(folder, tmp_path):
+    given = (folder / "val.npz", None, "1,2.5,4")
+    fit_frontier(*given, "2,3", "vote", 0, tmp_path)
+    before = (tmp_path / "frontier.csv").read_bytes()
+    with pytest.raises(InputError, match=r"holds another fit \(policies: .*give another --out"):
+        fit_frontier(*given, "2,3", "patience", 0, tmp_path)
+    assert (tmp_path / "frontier.csv").read_bytes() == before
+    fit_frontier(*given, "2,3", "vote", 0, tmp_path)
+    assert (tmp_path / "frontier.csv").read_bytes() == before

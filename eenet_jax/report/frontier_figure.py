@@ -105,9 +105,12 @@ def _draw_levels(axes: Axes, sources: Sources, curves: dict[str, Curve]) -> None
             _draw_static(axes, costs, accuracy, look)
         elif policy == "oracle":
             costs, accuracy, _ = curves[policy]
+            # At generous budgets the oracle is one point, and a line would not show.
+            lone = "D" if np.ptp(costs) == 0 else None
             axes.plot(
-                costs, accuracy, look.line, color=look.color, label="oracle (bound)", zorder=1
-            )
+                costs, accuracy, look.line, color=look.color, marker=lone,
+                label="oracle (bound)", zorder=1,
+            )  # fmt: skip
         else:
             _draw_policy(axes, curves[policy], look, policy)
     level = full_accuracy(sources)

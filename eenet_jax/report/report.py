@@ -226,13 +226,13 @@ def _draw(name: str, sources: Sources, images: ImageSource) -> tuple[Figure, str
 _SENTENCES = {
     "accuracy_cost": (
         "Accuracy of every policy against the mean cost that it really had; the staircase joins"
-        " the exits used alone, the dashed line is what an oracle could reach."
+        " the exits used alone, the dashed line (or the diamond) is what an oracle could reach."
     ),
     "exit_rates": "Share of the samples that leaves at each exit, for each budget.",
     "training_curves": "Accuracy of each exit, and the joint loss, as training went on.",
     "speedup": (
         "How many times as fast as the full network adaptive inference ran; the black bars mark"
-        " what the saved cost alone would allow."
+        " the ideal: every sample costs just the time of the stages that it runs."
     ),
 }
 

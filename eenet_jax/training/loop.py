@@ -119,6 +119,7 @@ class _Trainer:
         if metadata["step"] >= self.total_steps and self.folder.summary():
             print(f"'{self.folder.path}' is finished: {self.total_steps} steps; nothing to do")
             return state
+        self._announce(metadata["step"])
         started = time.monotonic() - metadata["seconds"]
         window = Window()
         with MetricsLog(self.folder.path, metadata["step"]) as log, _progress() as progress:
@@ -138,6 +139,14 @@ class _Trainer:
                 progress.update(bar, completed=step)
         self._finish(state, time.monotonic() - started)
         return state
+
+    def _announce(self, step: int) -> None:
+        begins = f"continuing from step {step}" if step else "training"
+        print(
+            f"{begins}: {self.total_steps} steps, {self.epoch_steps} an epoch, into"
+            f" '{self.folder.path}' (progress in metrics.jsonl and tensorboard/)",
+            flush=True,
+        )
 
     def _log_training(self, log: MetricsLog, window: Window, step: int, seconds: float) -> None:
         loss, accuracy = window.take(step)
