@@ -104,12 +104,7 @@ def fit_frontier(
     check_folder(out)
     started = time.perf_counter()
     fitted, seconds = _fit_all(problem, names, chosen, seed)
-    exits = {
-        (name, place, split): policy.decide(predictions.probs, predictions.measures)
-        for split, predictions in splits.items()
-        for name, each in fitted.items()
-        for place, policy in enumerate(each)
-    } | _oracle(problem, splits)
+    exits = _decisions(fitted, splits) | _oracle(problem, splits)
     rows = _rows(exits, splits, problem, texts)
     record = {
         **described,
@@ -122,6 +117,18 @@ def fit_frontier(
         comparison = compare_with_baselines(exits, splits["test"], fitted, texts)
     _write(Path(out), rows, fitted, texts, comparison, record)
     return rows
+
+
+def _decisions(
+    fitted: Mapping[str, Sequence[Policy]], splits: Mapping[str, ExitPredictions]
+) -> dict[tuple[str, int, str], Int[np.ndarray, " samples"]]:
+    """Exits of every sample by policy, place of the budget, and split."""
+    return {
+        (name, place, split): policy.decide(predictions.probs, predictions.measures)
+        for split, predictions in splits.items()
+        for name, each in fitted.items()
+        for place, policy in enumerate(each)
+    }
 
 
 def _given(predictions_path: str | Path, test_path: str | Path | None, seed: int) -> dict[str, Any]:

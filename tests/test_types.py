@@ -65,7 +65,8 @@ def test_bad_predictions_are_named(probs, labels, words):
 
 
 def test_rows_may_miss_one_by_a_thousandth():
-    ExitPredictions(probs=_with(0.2509), labels=LABELS)
+    kept = ExitPredictions(probs=_with(0.2509), labels=LABELS)
+    np.testing.assert_array_equal(kept.probs, _with(0.2509).astype(np.float32))
 
 
 def test_bad_files_are_named(tmp_path):

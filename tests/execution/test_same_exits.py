@@ -89,7 +89,7 @@ def _strategies(name: str, kind: str):
     return policy, masked(_network(), policy), Compacted(_network(), policy, BATCH)
 
 
-def _check(policy: Policy, logits: np.ndarray, *strategies) -> None:
+def check_agreement(policy: Policy, logits: np.ndarray, *strategies) -> None:
     """Every strategy leaves where the policy decides, with the logits of that exit."""
     probs = exit_probs(logits)
     wanted = policy.decide(probs)
@@ -119,7 +119,7 @@ _rows = st.lists(st.integers(0, len(POOL) - 1), min_size=BATCH, max_size=BATCH)
 @given(rows=st.one_of(_rows, st.integers(0, len(POOL) - 1).map(lambda row: [row] * BATCH)))
 def test_jitted_strategies_agree_from_the_same_logits(name, kind, rows):
     policy, run_masked, compacted = _strategies(name, kind)
-    _check(policy, POOL[rows], run_masked, compacted)
+    check_agreement(policy, POOL[rows], run_masked, compacted)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,14 +148,16 @@ def test_strategies_agree_at_random_thresholds(data, seed):
     policy = _policy(name, thresholds)
     run_masked, compacted = masked(_network(), policy), Compacted(_network(), policy, BATCH)
     for logits in batches:
-        _check(policy, logits, run_masked, compacted)
+        check_agreement(policy, logits, run_masked, compacted)
 
 
 @pytest.mark.parametrize(("batch", "largest"), [(1, 1), (3, 13), (21, 8)])
 def test_batches_smaller_and_larger_than_announced(batch, largest):
     policy = _policy("max_prob", _thresholds("max_prob", "ties"))
     logits = POOL[np.arange(batch) * 2 % len(POOL)]
-    _check(policy, logits, masked(_network(), policy), Compacted(_network(), policy, largest))
+    check_agreement(
+        policy, logits, masked(_network(), policy), Compacted(_network(), policy, largest)
+    )
 
 
 def test_a_batch_size_below_one_is_an_input_error():
