@@ -25,23 +25,22 @@ def check_seed(name: str, seed: int) -> None:
     _require(holds, name, seed, f"give a whole number from 0 to {GREATEST_SEED}")
 
 
-def _word(kind: Any) -> str:
-    return {int: "int", float: "float", str: "str"}[kind]
-
-
 def _check_types(settings: Any, section: str) -> None:
     """Raise InputError where a plain number, word or switch is of another type."""
-    accepted: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), str: (str,)}
+    plain: dict[Any, tuple[tuple[type, ...], str]] = {
+        int: ((int,), "int"),
+        float: ((int, float), "float"),
+        str: ((str,), "str"),
+        bool: ((bool,), "bool"),
+    }
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.type in accepted:
-            # A bool passes for an int in Python, and is a slip here.
-            holds = isinstance(value, accepted[field.type]) and not isinstance(value, bool)
-            _require(
-                holds, f"{section}{field.name}", value, f"give one of type {_word(field.type)}"
-            )
-        elif field.type is bool:
-            _require(isinstance(value, bool), f"{section}{field.name}", value, "give True or False")
+        if field.type not in plain:
+            continue
+        value, (accepted, word) = getattr(settings, field.name), plain[field.type]
+        # A bool passes for an int in Python, and is a slip here.
+        slip = isinstance(value, bool) and field.type is not bool
+        holds = isinstance(value, accepted) and not slip
+        _require(holds, f"{section}{field.name}", value, f"give one of type {word}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from eenet_jax.artifacts import read_json
 from eenet_jax.errors import InputError
 from eenet_jax.frontier import FrontierRow, read_frontier
+from eenet_jax.training.metrics import read_metrics
 from eenet_jax.types import CostTable, ExitPredictions
 
 SPLITS = ("val", "test")
@@ -196,7 +196,7 @@ def _read_run(path: Path) -> TrainingRun:
     return TrainingRun(
         folder=path,
         config=_optional_json(path / "config.json", "configuration", {}),
-        metrics=_read_metrics(path / "metrics.jsonl"),
+        metrics=tuple(read_metrics(path / "metrics.jsonl")),
         predictions=_read_predictions(
             {split: path / "predictions" / f"{split}.npz" for split in SPLITS}
         ),
@@ -294,21 +294,6 @@ def _optional_json(path: Path, what: str, default: Any) -> Any:
 
 def _optional_costs(path: Path) -> CostTable | None:
     return CostTable.load(path) if path.is_file() else None
-
-
-def _read_metrics(path: Path) -> tuple[Mapping[str, Any], ...]:
-    if not path.is_file():
-        return ()
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            # A run that is killed, or still going on, may leave half a last line.
-            if number < len(lines):
-                raise InputError(f"'{path}' line {number} is not JSON ({error})") from None
-    return tuple(entries)
 
 
 def _read_comparison(path: Path) -> tuple[Comparison, ...]:

@@ -47,15 +47,25 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file; one cut off by a kill is left out."""
-    if not path.exists():
+    """The records of a metrics file; none where there is no file.
+
+    A last line that a kill has cut off is left out.
+
+    Raises:
+      InputError: an earlier line is damaged.
+    """
+    if not path.is_file():
         return []
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(lines, start=1):
         try:
             found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(
+                    f"'{path}' line {number} is not JSON ({error}): delete that line"
+                ) from None
     return found
 
 
