@@ -6,7 +6,7 @@ Nothing outside this folder knows how a stage is made: everybody else calls
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -36,7 +36,9 @@ class MultiExitNetwork:
         this network again.
       stages: K modules called as `module(carry, train=…)`.
       heads: K modules called as `module(carry, train=…)`, returning logits [batch, classes].
-      input_shape: Of one sample, without the batch axis.
+      input_shape: Of one sample, without the batch axis; of tokens, (length,).
+      inputs: What the network takes: an "image" array, or "tokens", a dict with `input_ids` and
+        `attention_mask`.
     """
 
     family: str
@@ -44,6 +46,7 @@ class MultiExitNetwork:
     stages: tuple[nn.Module, ...]
     heads: tuple[nn.Module, ...]
     input_shape: tuple[int, ...]
+    inputs: Literal["image", "tokens"] = "image"
 
     def __post_init__(self):
         if len(self.stages) != len(self.heads) or len(self.stages) < 2:
@@ -63,8 +66,14 @@ class MultiExitNetwork:
         return self.settings["num_classes"]
 
     def example(self, batch_size: int = 1) -> PyTree:
-        """An input of zeros [batch, …], for tracing and warming up."""
-        return jnp.zeros((batch_size, *self.input_shape), jnp.float32)
+        """An input of zeros [batch, …], for tracing and warming up; tokens all count."""
+        shape = (batch_size, *self.input_shape)
+        if self.inputs == "tokens":
+            return {
+                "input_ids": jnp.zeros(shape, jnp.int32),
+                "attention_mask": jnp.ones(shape, jnp.int32),
+            }
+        return jnp.zeros(shape, jnp.float32)
 
     def init(self, key: jax.Array) -> Variables:
         """Fresh variables.
