@@ -5,17 +5,19 @@ from jaxtyping import Array, Float
 
 
 class Conv(nn.Module):
-    """A square convolution without bias, padded by half its size as in PyTorch.
+    """A square convolution, padded by half its size as in PyTorch.
 
     Attributes:
       features: Output channels.
       size: Kernel size in pixels, odd.
       stride: In pixels.
+      use_bias: Whether a bias is added to each channel.
     """
 
     features: int
     size: int = 3
     stride: int = 1
+    use_bias: bool = False
 
     @nn.compact
     def __call__(
@@ -28,7 +30,7 @@ class Conv(nn.Module):
             (self.size, self.size),
             strides=self.stride,
             padding=((half, half), (half, half)),
-            use_bias=False,
+            use_bias=self.use_bias,
             kernel_init=nn.initializers.he_normal(),
             name="conv",
         )(x)
