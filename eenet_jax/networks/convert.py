@@ -7,17 +7,19 @@ import jax
 import numpy as np
 
 from eenet_jax.errors import InputError
-from eenet_jax.networks import hrnet, resnet
+from eenet_jax.networks import bert, hrnet, resnet
 from eenet_jax.networks.contract import MultiExitNetwork, Variables
 
 NAMERS: Mapping[str, Callable[[dict, tuple[str, ...]], str]] = {
     "resnet": resnet.published_name,
+    "bert": bert.published_name,
     "hrnet": hrnet.published_name,
 }
 
 LEAVES = {
     "kernel": "weight",
     "scale": "weight",
+    "embedding": "weight",
     "bias": "bias",
     "mean": "running_mean",
     "var": "running_var",
@@ -48,14 +50,20 @@ def from_torch(network: MultiExitNetwork, state_dict: Mapping[str, Any]) -> Vari
     given = {k: np.asarray(v) for k, v in state_dict.items() if not k.endswith(IGNORED_SUFFIXES)}
     _check_tensors(network, expected, given)
     paths, treedef = jax.tree.flatten_with_path(_abstract(network))
-    leaves = [_from_torch_layout(given[_tensor_name(network, _keys(path))]) for path, _ in paths]
+    leaves = [
+        _from_torch_layout(_keys(path)[-1], given[_tensor_name(network, _keys(path))])
+        for path, _ in paths
+    ]
     return jax.tree.unflatten(treedef, leaves)
 
 
 def published_tensors(network: MultiExitNetwork) -> dict[str, tuple[int, ...]]:
     """Published names → PyTorch shapes of every tensor that the network needs."""
     leaves, _ = jax.tree.flatten_with_path(_abstract(network))
-    return {_tensor_name(network, _keys(path)): _torch_shape(leaf.shape) for path, leaf in leaves}
+    return {
+        _tensor_name(network, _keys(path)): _torch_shape(_keys(path)[-1], leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 def _abstract(network: MultiExitNetwork) -> Variables:
@@ -78,16 +86,17 @@ def _tensor_name(network: MultiExitNetwork, path: tuple[str, ...]) -> str:
     return f"{name}.{LEAVES[leaf]}"
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) == 4:
-        height, width, channels, features = shape
-        return (features, channels, height, width)
-    return shape[::-1]
+def _torch_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if leaf == "kernel":
+        *size, channels, features = shape
+        return (features, channels, *size)
+    return shape
 
 
-def _from_torch_layout(tensor: np.ndarray) -> np.ndarray:
-    axes = (2, 3, 1, 0) if tensor.ndim == 4 else tuple(range(tensor.ndim))[::-1]
-    return np.ascontiguousarray(tensor.transpose(axes), dtype=np.float32)
+def _from_torch_layout(leaf: str, tensor: np.ndarray) -> np.ndarray:
+    if leaf == "kernel":
+        tensor = np.moveaxis(tensor, (0, 1), (-1, -2))
+    return np.ascontiguousarray(tensor, dtype=np.float32)
 
 
 def _check_tensors(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eenet_jax.errors import InputError
+from eenet_jax.networks.bert import build_bert
 from eenet_jax.networks.cnn import build_cnn
 from eenet_jax.networks.contract import MultiExitNetwork
 from eenet_jax.networks.hrnet import build_hrnet
@@ -14,6 +15,7 @@ from eenet_jax.networks.resnet import build_resnet
 FAMILIES: Mapping[str, Callable[..., MultiExitNetwork]] = {
     "resnet": build_resnet,
     "cnn": build_cnn,
+    "bert": build_bert,
     "hrnet": build_hrnet,
 }
 
@@ -24,6 +26,7 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "resnet20_3": ("resnet", {"block": "basic", "stage_blocks": (3, 3, 3), "exit_after": (3, 6)}),
     "digits_cnn_3": ("cnn", {}),
+    "bert_4": ("bert", {}),
     "hrnet_4": ("hrnet", {}),
     "hrnet_4_cpu": (
         "hrnet",
@@ -42,8 +45,19 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 # Settings that are no counts: the builder's own to check.
-WORDS = ("block", "head_channels", "align_corners")
-SINGLE_COUNTS = ("num_classes", "width", "stem_channels", "bottleneck_width")
+WORDS = ("block", "pooling", "dropout", "head_channels", "align_corners")
+SINGLE_COUNTS = (
+    "num_classes",
+    "width",
+    "layers",
+    "heads",
+    "mlp_width",
+    "vocab_size",
+    "max_positions",
+    "sequence_length",
+    "stem_channels",
+    "bottleneck_width",
+)
 
 
 def names() -> tuple[str, ...]:
@@ -55,8 +69,7 @@ def build(name: str, **overrides: Any) -> MultiExitNetwork:
     """The network of that name.
 
     Args:
-      name: A family (`resnet`, `cnn`) or a preset of one (`resnet56_3`, `resnet20_3`,
-        `digits_cnn_3`).
+      name: A family (`resnet`) or a preset of one (`resnet56_3`); `names()` lists them.
       **overrides: Settings of the family's builder, over the preset's.
 
     Returns:
@@ -81,7 +94,7 @@ def build(name: str, **overrides: Any) -> MultiExitNetwork:
 
 
 def check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Check the counts among a builder's settings; its words are the builder's own to check.
+    """Check the counts among a builder's settings; `WORDS` are the builder's own to check.
 
     Args:
       name: Of the network, for the message.
