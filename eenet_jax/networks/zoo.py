@@ -1,9 +1,11 @@
 """Names → networks."""
 
 import inspect
+import math
 import numbers
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from eenet_jax.errors import InputError
 from eenet_jax.networks.bert import build_bert
@@ -44,20 +46,8 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
-# Settings that are no counts: the builder's own to check.
-WORDS = ("block", "pooling", "dropout", "head_channels", "align_corners")
-SINGLE_COUNTS = (
-    "num_classes",
-    "width",
-    "layers",
-    "heads",
-    "mlp_width",
-    "vocab_size",
-    "max_positions",
-    "sequence_length",
-    "stem_channels",
-    "bottleneck_width",
-)
+# Counts that may be 0.
+FROM_ZERO = ("head_channels",)
 
 
 def names() -> tuple[str, ...]:
@@ -94,29 +84,47 @@ def build(name: str, **overrides: Any) -> MultiExitNetwork:
 
 
 def check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Check the counts among a builder's settings; `WORDS` are the builder's own to check.
+    """Check settings against the types that the family's builder declares.
 
     Args:
-      name: Of the network, for the message.
-      settings: By name.
+      name: Of the network.
+      settings: By name, all known to its builder.
 
     Raises:
-      InputError: a value is no positive whole number, or no sequence of them, where it must be
-        one; or there are fewer than 2 classes.
+      InputError: a count is no positive whole number, or no sequence of them; there are fewer
+        than 2 classes; a number, a truth or a word is something else.
     """
+    family, _ = PRESETS.get(name, (name, {}))
+    declared = typing.get_type_hints(FAMILIES[family])
     for setting, value in settings.items():
-        if setting in WORDS:
-            continue
-        least = 2 if setting == "num_classes" else 1
-        if setting in SINGLE_COUNTS:
-            holds, wanted = _is_count(value, least), "a whole number"
-        else:
-            sequence = isinstance(value, list | tuple) and len(value) > 0
-            holds, wanted = sequence and all(_is_count(n, least) for n in value), "whole numbers"
-        if not holds:
-            raise InputError(
-                f"{setting} of network '{name}' is {value!r}: give {wanted} from {least} up"
-            )
+        least = {"num_classes": 2, **dict.fromkeys(FROM_ZERO, 0)}.get(setting, 1)
+        wanted = _what_is_wanted(declared[setting], value, least)
+        if wanted:
+            raise InputError(f"{setting} of network '{name}' is {value!r}: give {wanted}")
+
+
+def _what_is_wanted(declared: Any, value: Any, least: int) -> str | None:
+    """What a setting of the declared type should have been; None where the value is right."""
+    if type(None) in typing.get_args(declared):
+        (inner,) = (kind for kind in typing.get_args(declared) if kind is not type(None))
+        return None if value is None else _what_is_wanted(inner, value, least)
+    if typing.get_origin(declared) is Literal:
+        words = typing.get_args(declared)
+        return None if value in words else f"one of {', '.join(words)}"
+    if declared is bool:
+        return None if isinstance(value, bool) else "true or false"
+    if declared is float:
+        return None if _is_number(value) else "a number"
+    if declared is int:
+        return None if _is_count(value, least) else f"a whole number from {least} up"
+    sequence = isinstance(value, list | tuple) and len(value) > 0
+    holds = sequence and all(_is_count(n, least) for n in value)
+    return None if holds else f"whole numbers from {least} up"
+
+
+def _is_number(value: Any) -> bool:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
 
 
 def _is_count(value: Any, least: int) -> bool:
