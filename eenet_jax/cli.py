@@ -43,7 +43,7 @@ class Data:
         if self.action == "list":
             for name in datasets.names():
                 spec = datasets.get(name)
-                print(f"{name:<10} {spec.num_classes} classes, images {spec.image_shape}")
+                print(f"{name:<13} {spec.describe()}")
             return
         if self.name is None:
             raise InputError(f"no data set named: give one of {', '.join(datasets.names())}")

@@ -43,39 +43,62 @@ def _check_types(settings: Any, section: str) -> None:
         _require(holds, f"{section}{field.name}", value, f"give one of type {word}")
 
 
+AUGMENTATIONS = ("none", "shift", "pad_crop_flip", "resized_crop_flip", "scale_crop_flip")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What to train on.
 
     Attributes:
       dataset: A name in the registry (`eenet data list`).
-      val_size: Training images held out for the scheduler, never augmented.
-      batch_size: Images in a training step.
-      eval_batch_size: Images in an evaluation step.
-      augmentation: Of training images: "none", "shift" (one pixel) or "pad_crop_flip".
-      split_seed: Chooses which training images are held out.
+      val_size: Training samples held out for the scheduler, never augmented; None for the data
+        set's default, or for its own validation split where the publisher has one.
+      batch_size: Samples in a training step.
+      eval_batch_size: Samples in an evaluation step.
+      augmentation: Of training samples: "none", "shift" (one pixel), "pad_crop_flip" (CIFAR's),
+        "resized_crop_flip" (ImageNet's) or "scale_crop_flip" (of images with labelled pixels);
+        None for the data set's own.
+      split_seed: Chooses which training samples are held out.
+      tokenizer: Text: the encoder's tokenizer.json, or the folder that holds it.
+      max_length: Text: tokens at most, special ones included; what is longer is cut.
+      crop_shape: Labelled pixels: (height, width) of training crops; whole images where empty.
+      workers: Processes that read ahead, for sets that are decoded as they are read.
     """
 
     dataset: str
-    val_size: int = 5000
+    val_size: int | None = None
     batch_size: int = 128
     eval_batch_size: int = 256
-    augmentation: Literal["none", "shift", "pad_crop_flip"] = "pad_crop_flip"
+    augmentation: (
+        Literal["none", "shift", "pad_crop_flip", "resized_crop_flip", "scale_crop_flip"] | None
+    ) = None
     split_seed: int = 0
+    tokenizer: str = ""
+    max_length: int = 128
+    crop_shape: tuple[int, ...] = ()
+    workers: int = 0
 
     def __post_init__(self):
         _check_types(self, "data.")
         check_seed("data.split_seed", self.split_seed)
-        for name in ("val_size", "batch_size", "eval_batch_size"):
-            _require(
-                getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "give 1 or more"
-            )
-        known = ("none", "shift", "pad_crop_flip")
+        least = {"batch_size": 1, "eval_batch_size": 1, "max_length": 3, "workers": 0}
+        if self.val_size is not None:
+            least["val_size"] = 1
+        for name, bound in least.items():
+            value = getattr(self, name)
+            _require(value >= bound, f"data.{name}", value, f"give {bound} or more")
         _require(
-            self.augmentation in known,
+            self.augmentation is None or self.augmentation in AUGMENTATIONS,
             "data.augmentation",
             self.augmentation,
-            f"choose one of {', '.join(known)}",
+            f"choose one of {', '.join(AUGMENTATIONS)}",
+        )
+        _require(
+            len(self.crop_shape) in (0, 2) and all(side >= 1 for side in self.crop_shape),
+            "data.crop_shape",
+            self.crop_shape,
+            "give height and width in pixels, or nothing",
         )
 
 
@@ -86,10 +109,12 @@ class NetworkConfig:
     Attributes:
       name: As `eenet_jax.networks.build` takes it.
       overrides: Settings of its builder.
+      pretrained: Where training starts from: a local Hugging Face folder (text), or nothing.
     """
 
     name: str
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    pretrained: str = ""
 
     def __post_init__(self):
         _check_types(self, "network.")
@@ -103,12 +128,14 @@ class TrainingConfig:
       epochs: Passes over the training split.
       optimizer: "sgd" (momentum, L2 added to the gradient) or "adamw".
       learning_rate: The peak.
-      schedule: "step" (divided by 10 at each of `decay_epochs`) or "cosine" (to zero).
+      schedule: "step" (divided by 10 at each of `decay_epochs`), or to zero along a "cosine",
+        a line ("linear") or a line to the power 0.9 ("poly").
       decay_epochs: For "step".
       warmup_epochs: Linear warm-up from zero, before either schedule.
       momentum: Of SGD.
       nesterov: Whether SGD's momentum is Nesterov's.
       weight_decay: L2 coefficient for SGD, decoupled for AdamW.
+      clip_norm: Greatest norm of the whole gradient; 0 for no clipping.
       loss_weights: Exit k's weight: "linear" (∝ k) or "uniform"; they sum to 1.
       distillation_weight: α of late self-distillation from the last exit; 0 for none. The
         published 0.01 is divided by the number of classes, so 0.001 for CIFAR-10.
@@ -116,23 +143,27 @@ class TrainingConfig:
       distillation_temperature: T.
       checkpoint_every: Steps between checkpoints; one is also written after every epoch.
       keep_checkpoints: The newest that are kept.
+      select: Which weights count in the end: the "last", or those of the epoch with the "best"
+        validation accuracy at the last exit.
     """
 
     epochs: int = 150
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = 0.1
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Literal["step", "cosine", "linear", "poly"] = "step"
     decay_epochs: tuple[int, ...] = (50, 100)
     warmup_epochs: float = 0.0
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
+    clip_norm: float = 0.0
     loss_weights: Literal["linear", "uniform"] = "linear"
     distillation_weight: float = 0.001
     distillation_start: float = 0.75
     distillation_temperature: float = 3.0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    select: Literal["last", "best"] = "last"
 
     def __post_init__(self):
         _check_types(self, "training.")
@@ -144,7 +175,7 @@ class TrainingConfig:
             _require(
                 getattr(self, name) > 0, f"training.{name}", getattr(self, name), "give more than 0"
             )
-        for name in ("weight_decay", "distillation_weight", "warmup_epochs"):
+        for name in ("weight_decay", "clip_norm", "distillation_weight", "warmup_epochs"):
             _require(
                 getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "give 0 or more"
             )
@@ -182,8 +213,9 @@ class TrainingConfig:
     def _check_choices(self) -> None:
         choices = {
             "optimizer": ("sgd", "adamw"),
-            "schedule": ("step", "cosine"),
+            "schedule": ("step", "cosine", "linear", "poly"),
             "loss_weights": ("linear", "uniform"),
+            "select": ("last", "best"),
         }
         for name, known in choices.items():
             value = getattr(self, name)

@@ -1,32 +1,37 @@
 """A run's checkpoint and a split → `ExitPredictions`."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from eenet_jax.config import ExperimentConfig
-from eenet_jax.data import augment, datasets, pipeline
+from eenet_jax.data import datasets, inputs, pipeline
+from eenet_jax.data.split import Split
+from eenet_jax.dense import summarise
 from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.training.checkpoint import Checkpoints
-from eenet_jax.training.loop import build_network, warn
+from eenet_jax.training.loop import build_network, check_fits, warn
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.run import RunFolder
 from eenet_jax.training.state import create_state
 from eenet_jax.types import ExitPredictions, PyTree
 
 
-def open_run_split(config: ExperimentConfig, split: str, data_dir: str) -> datasets.ImageSplit:
-    """A split of the data set that a run was trained on, held out as it was then."""
-    return datasets.open_split(
-        config.data.dataset,
-        split,
-        data_dir=data_dir,
-        val_size=config.data.val_size,
-        seed=config.data.split_seed,
-    )
+def open_run_split(run: str | Path, split: str, data_dir: str | None = None) -> Split:
+    """A split of the data set that a run was trained on, held out and read as it was then.
+
+    Args:
+      run: The run's folder.
+      split: "train", "val" or "test".
+      data_dir: Where prepared data sets lie; the training's own by default.
+    """
+    folder = RunFolder(Path(run))
+    config, trained_on = folder.config()
+    data = folder.own_tokenizer(config.data)
+    return datasets.open_config_split(data, split, data_dir or trained_on)
 
 
 def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, Any]]:
@@ -46,8 +51,10 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
     network = build_network(config, datasets.get(config.data.dataset))
     key = jax.random.key(config.seed)
     # The optimizer's shapes are part of the state, whatever its schedule.
-    abstract = jax.eval_shape(lambda: create_state(network, optimizer(config.training, 1), key))
-    with Checkpoints(folder.checkpoints, config.training.keep_checkpoints, warn) as checkpoints:
+    made = optimizer(config.training, 1)
+    abstract = jax.eval_shape(lambda: create_state(network.init, made, key))
+    best = config.training.select == "best"
+    with Checkpoints(folder.best if best else folder.checkpoints, 1, warn) as checkpoints:
         restored = checkpoints.restore(abstract, network)
     if restored is None:
         raise InputError(f"'{run}' has no checkpoint yet: finish `eenet train` first")
@@ -58,7 +65,7 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
 
 
 def predict_split(
-    network: MultiExitNetwork, variables: PyTree, split: datasets.ImageSplit, batch_size: int
+    network: MultiExitNetwork, variables: PyTree, split: Split, batch_size: int
 ) -> ExitPredictions:
     """Softmax outputs of every exit for every sample of a split, never augmented.
 
@@ -69,23 +76,49 @@ def predict_split(
       batch_size: Samples a step.
 
     Returns:
-      The predictions; `ids` are the samples' indices in the original split.
+      The predictions; `ids` are the samples' indices in the publisher's split. For labelled
+      pixels, image by image: the mean of the pixels' softmax, the share of labelled pixels that
+      are right, the means of the pixels' measures and the confusion matrix.
+
+    Raises:
+      InputError: nothing is labelled in an image.
     """
+    dense = split.spec.kind == "segmentation"
 
     @jax.jit
-    def step(variables, images):
-        normalized = augment.normalize(images, split.spec.mean, split.spec.std)
-        return jax.nn.softmax(network.apply(variables, normalized))
+    def step(variables, batch):
+        logits = network.apply(variables, inputs.evaluation_inputs(batch, split.spec))
+        if dense:
+            return summarise(logits, batch["label"])
+        return {"probs": jax.nn.softmax(logits)}
 
-    probs, labels, ids = [], [], []
+    found, positions, labels, ids = [], [], [], []
     for batch in pipeline.eval_batches(split, batch_size=batch_size):
         mask = batch["mask"]
-        probs.append(np.asarray(step(variables, batch["image"]))[:, mask])
-        labels.append(batch["label"][mask])
+        result = jax.device_get(step(variables, batch))
+        found.append({name: value[:, mask] for name, value in result.items()})
+        positions.append(batch["position"][mask])
         ids.append(batch["id"][mask])
+        labels.append(np.full(mask.sum(), -1, np.int32) if dense else batch["label"][mask])
+    order = np.argsort(np.concatenate(positions))
+    arrays = {
+        name: np.concatenate([each[name] for each in found], 1)[:, order] for name in found[0]
+    }
+    if dense:
+        arrays["confusion"] = arrays["confusion"].astype(np.int64)
+        _check_labelled(arrays["confusion"], np.concatenate(ids)[order])
     return ExitPredictions(
-        probs=np.concatenate(probs, axis=1), labels=np.concatenate(labels), ids=np.concatenate(ids)
+        **arrays, labels=np.concatenate(labels)[order], ids=np.concatenate(ids)[order]
     )
+
+
+def _check_labelled(confusion: np.ndarray, ids: np.ndarray) -> None:
+    empty = np.flatnonzero(confusion[0].sum((1, 2)) == 0)
+    if len(empty):
+        raise InputError(
+            f"no pixel of image {ids[empty[0]]} is labelled, so that no exit is right or wrong"
+            " on it: leave it out of the data set"
+        )
 
 
 def predict(
@@ -102,16 +135,16 @@ def predict(
       The files written.
     """
     config, trained_on = RunFolder(Path(run)).config()
-    data_dir = trained_on if data_dir is None else data_dir
-    opened = [open_run_split(config, split, data_dir) for split in splits]
+    opened = [open_run_split(run, split, data_dir) for split in splits]
     network, variables, metadata = load_network(run)
     paths = []
     for split in opened:
+        check_fits(network, split, config.data.max_length)
         found = predict_split(network, variables, split, config.data.eval_batch_size)
         meta = {
             "dataset": config.data.dataset,
             "split": split.split,
-            "data_dir": str(Path(data_dir).resolve()),
+            "data_dir": str(Path(data_dir or trained_on).resolve()),
             "val_size": config.data.val_size,
             "split_seed": config.data.split_seed,
             "class_names": list(split.spec.class_names),
@@ -119,6 +152,6 @@ def predict(
             "run": config.name,
         }
         path = Path(run) / "predictions" / f"{split.split}.npz"
-        ExitPredictions(probs=found.probs, labels=found.labels, ids=found.ids, meta=meta).save(path)
+        dataclasses.replace(found, meta=meta).save(path)
         paths.append(path)
     return paths

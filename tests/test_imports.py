@@ -13,7 +13,7 @@ ROOT = Path(eenet_jax.__file__).parent
 PACKAGE = ROOT.name
 
 ORDER = (
-    ("errors", "artifacts", "types", "environment"),
+    ("errors", "artifacts", "types", "environment", "confidence", "dense"),
     ("config",),
     ("data",),
     ("networks",),
@@ -89,7 +89,7 @@ def test_every_module_has_a_place():
 
 def test_the_reader_sees_what_is_imported():
     assert "eenet_jax.networks.resnet" in _imports("eenet_jax.networks.convert")
-    assert "eenet_jax.data.augment" in _imports("eenet_jax.predictions")
+    assert "eenet_jax.data.inputs" in _imports("eenet_jax.predictions")
     assert "eenet_jax.policies.fit" in _imports("eenet_jax")
     assert "tensorflow_datasets" in _imports("eenet_jax.data.builders.cifar")
     assert "eenet_jax.types" in _reached("eenet_jax.policies.max_prob")

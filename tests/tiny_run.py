@@ -62,7 +62,7 @@ def write_run(folder, step=4):
     split = datasets.open_split("digits", "train", val_size=config.data.val_size)
     network = build_network(config, split.spec)
     made = optimizer(config.training, STEPS_PER_EPOCH)
-    shapes = jax.eval_shape(lambda: create_state(network, made, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: create_state(network.init, made, jax.random.key(0)))
     random = np.random.default_rng(0)
     # Magnitudes will do for weights, and a running variance must be one.
     state = jax.tree.map(

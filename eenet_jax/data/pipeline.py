@@ -1,7 +1,8 @@
-"""Batches: endless, shuffled and resumable for training; complete and in order for evaluation.
+"""Batches: endless, shuffled and resumable for training; complete for evaluation.
 
-Grain runs over step numbers, not over samples: a batch is one slice of the epoch's
-permutation and one gather, and the whole state of the iterator is the number of the next step.
+Grain runs over step numbers, not over samples: a batch is one row of the epoch's plan and one
+gather, and the whole state of the iterator is the number of the next step. Samples of similar
+size share a batch where the split says which are similar.
 """
 
 import functools
@@ -12,14 +13,14 @@ import grain
 import numpy as np
 from jaxtyping import Int64
 
-from eenet_jax.data.datasets import ImageSplit
 from eenet_jax.data.permutation import permutation
+from eenet_jax.data.split import Batch, Split
 from eenet_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
+_BATCH_ORDER = 2**32  # Beyond every seed, so that the order of batches has a stream of its own.
 
 
-def steps_per_epoch(split: ImageSplit, batch_size: int) -> int:
+def steps_per_epoch(split: Split, batch_size: int) -> int:
     """Full batches in one epoch of training; the remainder waits for the next shuffle.
 
     Raises:
@@ -33,65 +34,83 @@ def steps_per_epoch(split: ImageSplit, batch_size: int) -> int:
     return len(split) // batch_size
 
 
-def train_batches(split: ImageSplit, *, batch_size: int, seed: int) -> grain.DatasetIterator[Batch]:
-    """Endless batches, shuffled anew each epoch, not augmented.
+def train_batches(split: Split, *, batch_size: int, seed: int) -> grain.DatasetIterator[Batch]:
+    """Endless batches, shuffled anew each epoch; what the device augments is not augmented yet.
 
     Args:
       split: What to draw from.
       batch_size: Samples a batch; what is left at an epoch's end is dropped.
-      seed: Fixes every epoch's order.
+      seed: Fixes every epoch's order, and the augmentation done while reading.
 
     Returns:
-      An iterator of `image` uint8 [batch, height, width, channels], `label` int32 [batch],
-      `id` int64 [batch]. `get_state()` and `set_state()` resume it exactly, and Orbax saves
-      it as it is.
+      An iterator of what `Split.gather_training` returns. `get_state()` and `set_state()` resume
+      it exactly, and Orbax saves it as it is.
 
     Raises:
       InputError: `batch_size` is larger than the split.
     """
     steps = steps_per_epoch(split, batch_size)
+    plan = _EpochPlan(split, batch_size, steps, seed)
     batches = grain.MapDataset.range(sys.maxsize).map(
-        functools.partial(_train_batch, split, batch_size, steps, _EpochOrder(len(split), seed))
+        functools.partial(_train_batch, split, steps, plan, seed)
     )
-    # A batch takes about a tenth of a millisecond: threads and buffers would only cost.
+    # A batch in memory takes about a tenth of a millisecond: threads and buffers would only cost.
     in_line = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return iter(batches.to_iter_dataset(in_line))
+    return iter(_read_ahead(batches.to_iter_dataset(in_line), split.workers))
 
 
-class _EpochOrder:
-    """The permutation of an epoch; the last one asked for is kept."""
+def _read_ahead(batches: grain.IterDataset, workers: int) -> grain.IterDataset:
+    """Batches made by processes of their own, a batch each in turn, in the same order."""
+    if not workers:
+        return batches
+    return batches.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    )
 
-    def __init__(self, size: int, seed: int):
-        self._size = size
+
+class _EpochPlan:
+    """Which samples each step of an epoch gets; the last epoch asked for is kept."""
+
+    def __init__(self, split: Split, batch_size: int, steps: int, seed: int):
+        self._size, self._buckets = len(split), split.buckets
+        self._shape = (steps, batch_size)
         self._seed = seed
         self._epoch = -1
-        self._order = np.zeros(0, np.int64)
+        self._plan = np.zeros(self._shape, np.int64)
 
-    def of(self, epoch: int) -> Int64[np.ndarray, " samples"]:
+    def of(self, epoch: int) -> Int64[np.ndarray, "steps batch"]:
         if epoch != self._epoch:
             # Epochs count from 1 here: permutation(size, seed) chooses the validation split.
-            self._order = permutation(self._size, self._seed, epoch + 1)
+            order = permutation(self._size, self._seed, epoch + 1)[: np.prod(self._shape)]
+            self._plan = self._bucketed(order, epoch).reshape(self._shape)
             self._epoch = epoch
-        return self._order
+        return self._plan
+
+    def _bucketed(self, order: np.ndarray, epoch: int) -> np.ndarray:
+        """Buckets one after the other, cut into batches, the batches shuffled."""
+        if self._buckets is None:
+            return order
+        by_bucket = order[np.argsort(self._buckets[order], kind="stable")].reshape(self._shape)
+        return by_bucket[permutation(self._shape[0], self._seed + _BATCH_ORDER, epoch + 1)]
 
 
-def _train_batch(
-    split: ImageSplit, batch_size: int, steps: int, order: _EpochOrder, step: int
-) -> Batch:
+def _train_batch(split: Split, steps: int, plan: _EpochPlan, seed: int, step: int) -> Batch:
     epoch, position = divmod(step, steps)
-    start = position * batch_size
-    return split.gather(order.of(epoch)[start : start + batch_size])
+    # A stream of its own for every step: a resumed run draws as the unbroken one would have.
+    draw = np.random.Generator(np.random.Philox(key=np.asarray([seed, step], np.uint64)))
+    return split.gather_training(plan.of(epoch)[position], draw)
 
 
-def eval_batches(split: ImageSplit, *, batch_size: int) -> Iterator[Batch]:
-    """Every sample once, in order, in batches of one size.
+def eval_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
+    """Every sample once, in batches of one size: in order, or bucket by bucket.
 
     Args:
       split: What to evaluate on.
       batch_size: Samples a batch. The last one is filled up with copies of its last sample.
 
     Yields:
-      As `train_batches`, and `mask` bool [batch]: False where a sample is filling.
+      What `Split.gather` returns; `position` int64 [batch], the samples' places in the split;
+      and `mask` bool [batch]: False where a sample is filling.
 
     Raises:
       InputError: `batch_size` is not positive.
@@ -102,8 +121,18 @@ def eval_batches(split: ImageSplit, *, batch_size: int) -> Iterator[Batch]:
     return _eval_batches(split, batch_size)
 
 
-def _eval_batches(split: ImageSplit, batch_size: int) -> Iterator[Batch]:
-    for start in range(0, len(split), batch_size):
-        positions = np.arange(start, start + batch_size)
-        mask = positions < len(split)
-        yield {**split.gather(np.minimum(positions, len(split) - 1)), "mask": mask}
+def _eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+    order = np.arange(len(split))
+    if split.buckets is not None:
+        order = np.argsort(split.buckets, kind="stable")
+    batches = grain.MapDataset.range(-(-len(split) // batch_size)).map(
+        functools.partial(_eval_batch, split, order, batch_size)
+    )
+    in_line = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    yield from _read_ahead(batches.to_iter_dataset(in_line), split.workers)
+
+
+def _eval_batch(split: Split, order: np.ndarray, batch_size: int, number: int) -> Batch:
+    places = np.arange(number * batch_size, (number + 1) * batch_size)
+    positions = order[np.minimum(places, len(split) - 1)]
+    return {**split.gather(positions), "position": positions, "mask": places < len(split)}

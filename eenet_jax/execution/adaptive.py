@@ -16,7 +16,6 @@ from eenet_jax.errors import InputError
 from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement, to_json
 from eenet_jax.policies.policy import Policy, load_policy
 from eenet_jax.predictions import load_network, open_run_split
-from eenet_jax.training.run import RunFolder
 
 WIDTH = 110
 
@@ -75,8 +74,7 @@ def run_adaptive(
             raise InputError(f"{name} is {value}: give 1 or more")
     fit = Path(run) if fit is None else Path(fit)
     fitted = find_policies(fit, policy, budgets)
-    config, trained_on = RunFolder(Path(run)).config()
-    split = open_run_split(config, "test", trained_on if data_dir is None else data_dir)
+    split = open_run_split(run, "test", data_dir)
     network, variables, _ = load_network(run)
     for each in fitted:
         if each.num_exits != network.num_exits:

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from eenet_jax.confidence import measure_score, measures_at
 from eenet_jax.errors import InputError
 from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.problem import Problem, measure_scores
-from eenet_jax.scheduler.features import measure_score, measures_at
 from eenet_jax.scheduler.network import exit_scores, measure_weights
 from eenet_jax.types import MEASURES, Array
 

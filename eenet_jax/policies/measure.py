@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from jaxtyping import Float
 
+from eenet_jax.confidence import measure_score
 from eenet_jax.policies.policy import Policy
-from eenet_jax.scheduler.features import measure_score
 from eenet_jax.types import Array
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from eenet_jax.confidence import measures_at
 from eenet_jax.errors import InputError
-from eenet_jax.scheduler.features import measures_at
 from eenet_jax.scheduler.simulation import Outcome, first_exit, mean_cost, outcome, simulate_quotas
 from eenet_jax.scheduler.thresholds import exit_quota, geometric
 from eenet_jax.types import MEASURES, Array, CostTable, ExitPredictions

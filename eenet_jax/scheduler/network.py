@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from eenet_jax.scheduler.features import sum_in_fixed_order
+from eenet_jax.confidence import sum_in_fixed_order
 from eenet_jax.types import MEASURES, Array
 
 PAPER_MEASURES = ("max", "entropy", "vote")

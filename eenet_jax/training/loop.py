@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from eenet_jax import networks
 from eenet_jax.config import ExperimentConfig
 from eenet_jax.data import datasets, pipeline
+from eenet_jax.data.split import DatasetSpec, Split
+from eenet_jax.data.text import TextSplit
 from eenet_jax.errors import InputError
-from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.networks import MultiExitNetwork, Variables
 from eenet_jax.training import step as steps
 from eenet_jax.training.checkpoint import Checkpoints, describe
 from eenet_jax.training.metrics import MetricsLog, Window
@@ -48,40 +51,93 @@ def train(config: ExperimentConfig, out: str | Path, data_dir: str | Path = "dat
         became NaN (the last good checkpoint is kept).
     """
     splits = {
-        name: datasets.open_split(
-            config.data.dataset,
-            name,
-            data_dir=data_dir,
-            val_size=config.data.val_size,
-            seed=config.data.split_seed,
-        )
-        for name in ("train", "val")
+        name: datasets.open_config_split(config.data, name, data_dir) for name in ("train", "val")
     }
     network = build_network(config, splits["train"].spec)
+    check_fits(network, splits["train"], config.data.max_length)
+    start = initial_weights(config, network)
     folder = RunFolder(Path(out))
     batches = pipeline.train_batches(
         splits["train"], batch_size=config.data.batch_size, seed=config.seed
     )
     epoch_steps = pipeline.steps_per_epoch(splits["train"], config.data.batch_size)
-    trainer = _Trainer(config, network, splits, folder, epoch_steps)
+    trainer = _Trainer(config, network, splits, folder, epoch_steps, start)
     # Claimed last: a setting that turns out wrong above leaves the folder as it was.
     folder.claim(config, str(Path(data_dir).resolve()))
+    folder.keep_tokenizer(config.data)
     keep = config.training.keep_checkpoints
-    with Checkpoints(folder.checkpoints, keep, warn) as checkpoints:
-        return trainer.run(batches, checkpoints)
+    with (
+        Checkpoints(folder.checkpoints, keep, warn) as checkpoints,
+        Checkpoints(folder.best, 1, warn) as best,
+    ):
+        return trainer.run(batches, checkpoints, best)
 
 
-def build_network(config: ExperimentConfig, spec: datasets.DatasetSpec) -> MultiExitNetwork:
-    """The config's network, for the data set's classes and image size."""
-    settings = {"num_classes": spec.num_classes, "input_shape": spec.image_shape}
+def build_network(config: ExperimentConfig, spec: DatasetSpec) -> MultiExitNetwork:
+    """The config's network, for the data set's classes and image size.
+
+    Raises:
+      InputError: its overrides are not for this data set.
+    """
+    settings: dict[str, Any] = {"num_classes": spec.num_classes}
+    if spec.kind != "text":
+        settings["input_shape"] = spec.image_shape
     network = networks.build(config.network.name, **{**settings, **config.network.overrides})
-    if network.num_classes != spec.num_classes or network.input_shape != tuple(spec.image_shape):
+    wanted = "tokens" if spec.kind == "text" else "image"
+    if network.inputs != wanted:
+        raise InputError(
+            f"network '{config.network.name}' takes {network.inputs}, but {spec.name} has"
+            f" {spec.describe()}: choose another network or data set"
+        )
+    sides_differ = spec.kind != "text" and network.input_shape != tuple(spec.image_shape)
+    if network.num_classes != spec.num_classes or sides_differ:
         raise InputError(
             f"network '{config.network.name}' takes {network.input_shape} and gives"
-            f" {network.num_classes} classes, but {spec.name} has {spec.image_shape} and"
+            f" {network.num_classes} classes, but {spec.name} has {spec.image_shape or 'texts'} and"
             f" {spec.num_classes}: drop those overrides"
         )
     return network
+
+
+def check_fits(network: MultiExitNetwork, split: Split, max_length: int) -> None:
+    """Raise InputError where a split's tokens are none of the network's."""
+    if not isinstance(split, TextSplit):
+        return
+    vocab_size, positions = network.settings["vocab_size"], network.settings["max_positions"]
+    if split.vocab_size > vocab_size:
+        raise InputError(
+            f"the tokenizer has {split.vocab_size:,} tokens, the network's vocab_size is"
+            f" {vocab_size:,}: give the tokenizer that belongs to the encoder"
+        )
+    if max_length > positions:
+        raise InputError(
+            f"data.max_length is {max_length}, the network's max_positions is {positions}:"
+            f" give {positions} or fewer"
+        )
+
+
+def initial_weights(
+    config: ExperimentConfig, network: MultiExitNetwork
+) -> Callable[[jax.Array], Variables]:
+    """PRNG key → the weights that training starts from: fresh, or a pretrained encoder's.
+
+    Raises:
+      InputError: the pretrained encoder is another network's.
+    """
+    if not config.network.pretrained:
+        return network.init
+    chosen = dict(network.settings)
+    made, start = networks.from_huggingface(
+        config.network.pretrained, **{name: chosen[name] for name in networks.FINE_TUNING_SETTINGS}
+    )
+    differing = [name for name in chosen if made.settings[name] != chosen[name]]
+    if differing:
+        found = ", ".join(f"{name} {made.settings[name]}" for name in differing)
+        raise InputError(
+            f"the encoder in '{config.network.pretrained}' has {found}: give the network the same"
+            " by `--build`, or in the config's overrides"
+        )
+    return start
 
 
 def evaluate(step: steps.EvalStep, variables: Any, split: Any, batch_size: int) -> dict[str, Any]:
@@ -99,9 +155,9 @@ def evaluate(step: steps.EvalStep, variables: Any, split: Any, batch_size: int) 
 class _Trainer:
     """What stays the same from step to step of one run."""
 
-    def __init__(self, config, network, splits, folder: RunFolder, epoch_steps: int):
+    def __init__(self, config, network, splits, folder: RunFolder, epoch_steps: int, start):
         self.config, self.network, self.splits, self.folder = config, network, splits, folder
-        self.epoch_steps = epoch_steps
+        self.epoch_steps, self.start = epoch_steps, start
         self.total_steps = config.training.epochs * epoch_steps
         self.optimizer = optimizer(config.training, epoch_steps)
         self.rate = learning_rate(config.training, epoch_steps)
@@ -110,12 +166,13 @@ class _Trainer:
         self.eval_step = steps.make_eval_step(network, config, spec)
 
     def create(self) -> TrainState:
-        return create_state(self.network, self.optimizer, jax.random.key(self.config.seed))
+        return create_state(self.start, self.optimizer, jax.random.key(self.config.seed))
 
-    def run(self, batches: Any, checkpoints: Checkpoints) -> TrainState:
+    def run(self, batches: Any, checkpoints: Checkpoints, best: Checkpoints) -> TrainState:
         """Restore → step → log → evaluate → save, till the last step."""
         restored = checkpoints.restore(jax.eval_shape(self.create), self.network, batches)
         state, metadata = restored or (self.create(), {"step": 0, "seconds": 0.0})
+        self.best_accuracy = metadata.get("best_accuracy", -1.0)
         if metadata["step"] >= self.total_steps and self.folder.summary():
             print(f"'{self.folder.path}' is finished: {self.total_steps} steps; nothing to do")
             return state
@@ -133,7 +190,9 @@ class _Trainer:
                     seconds = time.monotonic() - started
                     self._log_training(log, window, step, seconds)
                 if ends_epoch:
-                    self._log_validation(log, progress, state, step, time.monotonic() - started)
+                    seconds = time.monotonic() - started
+                    accuracy = self._log_validation(log, progress, state, step, seconds)
+                    self._save_best(best, accuracy, state, batches, seconds)
                 if saves:
                     self._save(checkpoints, state, batches, time.monotonic() - started)
                 progress.update(bar, completed=step)
@@ -162,7 +221,8 @@ class _Trainer:
             }
         )
 
-    def _log_validation(self, log, progress: Progress, state, step: int, seconds: float) -> None:
+    def _log_validation(self, log, progress: Progress, state, step: int, seconds: float) -> float:
+        """Returns the accuracy at the last exit."""
         size = self.config.data.eval_batch_size
         result = evaluate(self.eval_step, state.variables, self.splits["val"], size)
         epoch = step // self.epoch_steps
@@ -173,6 +233,12 @@ class _Trainer:
             f"epoch {epoch:>3}/{self.config.training.epochs}  loss {result['loss']:.4f}"
             f"  validation accuracy per exit  {shares}"
         )
+        return result["accuracy"][-1]
+
+    def _save_best(self, best: Checkpoints, accuracy: float, state, batches, seconds) -> None:
+        if self.config.training.select == "best" and accuracy > self.best_accuracy:
+            self.best_accuracy = accuracy
+            self._save(best, state, batches, seconds)
 
     def _save(self, checkpoints: Checkpoints, state, batches: Any, seconds: float) -> None:
         if not _all_finite((state.params, state.batch_stats)):
@@ -180,16 +246,20 @@ class _Trainer:
                 f"the weights are NaN or infinite at step {int(state.step)}: lower"
                 " training.learning_rate, in another --out; the checkpoints so far are kept"
             )
-        metadata = {"network": describe(self.network), "seconds": seconds}
+        metadata = {
+            "network": describe(self.network),
+            "seconds": seconds,
+            "best_accuracy": self.best_accuracy,
+        }
         checkpoints.save(state, batches, {**metadata, "config": self.config.to_json()})
 
     def _finish(self, state: TrainState, seconds: float) -> None:
-        images = self.total_steps * self.config.data.batch_size
+        samples = self.total_steps * self.config.data.batch_size
         self.folder.finish(
             {
                 "train_seconds": round(seconds, 1),
                 "steps": self.total_steps,
-                "images_per_second": round(images / seconds, 1),
+                "samples_per_second": round(samples / seconds, 1),
             }
         )
 

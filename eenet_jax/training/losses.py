@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from eenet_jax.types import Array
 
@@ -22,24 +22,44 @@ def exit_weights(kind: Literal["linear", "uniform"], num_exits: int) -> Float[Ar
 
 
 def joint_cross_entropy(
-    logits: Float[Array, "exits batch classes"],
-    labels: Int[Array, " batch"],
+    logits: Float[Array, "exits batch *dense classes"],
+    labels: Int[Array, "batch *dense"],
     weights: Float[Array, " exits"],
 ) -> Float[Array, ""]:
-    """Σ_k w_k · CE_k, each cross-entropy a mean over the batch."""
-    shared = jnp.broadcast_to(labels, logits.shape[:2])
+    """Σ_k w_k · CE_k, each cross-entropy a mean over all that is labelled in the batch."""
+    losses, labelled = cross_entropies(logits, labels)
+    axes = tuple(range(1, losses.ndim))
+    return weights @ (losses.sum(axes) / jnp.maximum(labelled.sum(), 1))
+
+
+def cross_entropies(
+    logits: Float[Array, "exits batch *dense classes"], labels: Int[Array, "batch *dense"]
+) -> tuple[Float[Array, "exits batch *dense"], Bool[Array, "batch *dense"]]:
+    """The cross-entropy of every sample or pixel, 0 where the label is negative; and where not."""
+    labelled = labels >= 0
+    shared = jnp.broadcast_to(jnp.maximum(labels, 0), logits.shape[:-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, shared)
-    return weights @ losses.mean(1)
+    return jnp.where(labelled[None], losses, 0.0), labelled
+
+
+def mean_per_sample(
+    values: Float[Array, "exits batch *dense"], labelled: Bool[Array, "batch *dense"]
+) -> Float[Array, "exits batch"]:
+    """Each sample's mean over what is labelled in it; 0 where nothing is."""
+    axes = tuple(range(2, values.ndim))
+    sums = jnp.where(labelled[None], values, 0.0).sum(axes)
+    return sums / jnp.maximum(labelled.sum(tuple(range(1, labelled.ndim))), 1)[None]
 
 
 def self_distillation(
-    logits: Float[Array, "exits batch classes"], temperature: float
+    logits: Float[Array, "exits batch *dense classes"], temperature: float
 ) -> Float[Array, ""]:
     """T² · Σ_{k<K} KL(last exit ‖ exit k) at temperature T (Hinton et al. 2015).
 
-    The KL is a sum over classes and a mean over samples; no gradient flows through the teacher.
+    The KL is a sum over classes and a mean over samples (and pixels); no gradient flows
+    through the teacher.
     """
     scaled = jax.nn.log_softmax(logits / temperature)
     teacher = jax.lax.stop_gradient(scaled[-1])
     divergence = jnp.sum(jnp.exp(teacher)[None] * (teacher[None] - scaled[:-1]), -1)
-    return temperature**2 * divergence.mean(1).sum()
+    return temperature**2 * divergence.mean(tuple(range(1, divergence.ndim))).sum()

@@ -6,9 +6,13 @@ from eenet_jax.config import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Step → learning rate: a linear warm-up, then steps down by 10 or a cosine to zero."""
+    """Step → learning rate: a linear warm-up, then one of the schedules."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
+    if config.schedule in ("linear", "poly"):
+        power = 1.0 if config.schedule == "linear" else 0.9
+        decay = optax.polynomial_schedule(config.learning_rate, 0.0, power, total - warmup)
+        return _warmed_up(decay, config.learning_rate, warmup)
     if config.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(
             0.0 if warmup else config.learning_rate, config.learning_rate, warmup, max(total, 1)
@@ -16,13 +20,25 @@ def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedul
     # join_schedules hands each part its own step count, so the borders shift by the warm-up.
     borders = {epoch * steps_per_epoch - warmup: 0.1 for epoch in config.decay_epochs}
     steps = optax.piecewise_constant_schedule(config.learning_rate, borders)
-    ramp = optax.linear_schedule(0.0, config.learning_rate, warmup)
-    return optax.join_schedules([ramp, steps], [warmup]) if warmup else steps
+    return _warmed_up(steps, config.learning_rate, warmup)
+
+
+def _warmed_up(schedule: optax.Schedule, peak: float, warmup: int) -> optax.Schedule:
+    if not warmup:
+        return schedule
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), schedule], [warmup])
 
 
 def optimizer(config: TrainingConfig, steps_per_epoch: int) -> optax.GradientTransformation:
     """SGD with L2 added to the gradient (as PyTorch's `weight_decay` does), or AdamW."""
     rate = learning_rate(config, steps_per_epoch)
+    moving = _unclipped(config, rate)
+    if not config.clip_norm:
+        return moving
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), moving)
+
+
+def _unclipped(config: TrainingConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     if config.optimizer == "adamw":
         return optax.adamw(rate, weight_decay=config.weight_decay)
     return optax.chain(

@@ -1,13 +1,15 @@
 """A run's folder: which config it belongs to, and whether it is finished."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from eenet_jax import config as configs
-from eenet_jax.artifacts import read_json, write_json
-from eenet_jax.config import ExperimentConfig
+from eenet_jax.artifacts import read_json, replacing, write_json
+from eenet_jax.config import DataConfig, ExperimentConfig
+from eenet_jax.data import text
 from eenet_jax.environment import environment
 from eenet_jax.errors import InputError
 
@@ -26,6 +28,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where the checkpoints lie."""
         return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Where the checkpoint of the best epoch lies, for runs that select by validation."""
+        return self.path / "best"
 
     def claim(self, config: ExperimentConfig, data_dir: str) -> None:
         """Make the folder this config's own, or check that it is.
@@ -59,6 +66,18 @@ class RunFolder:
             raise InputError(f"'{self.path}/config.json' is no config: train in another folder")
         data_dir = value.pop("data_dir", "data")
         return configs.from_json(value), data_dir
+
+    def keep_tokenizer(self, data: DataConfig) -> None:
+        """Copy the tokenizer of a run on texts, so that the folder can be used by itself."""
+        if data.tokenizer:
+            source = text.tokenizer_path(data.tokenizer)
+            with replacing(self.path / text.TOKENIZER_FILE) as aside:
+                shutil.copyfile(source, aside)
+
+    def own_tokenizer(self, data: DataConfig) -> DataConfig:
+        """The settings with the folder's own tokenizer, where it has one."""
+        kept = self.path / text.TOKENIZER_FILE
+        return dataclasses.replace(data, tokenizer=str(kept)) if kept.exists() else data
 
     def summary(self) -> dict[str, Any]:
         """`run.json`, written when training ended; empty before."""

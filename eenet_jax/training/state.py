@@ -1,13 +1,14 @@
 """What training carries from step to step."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.networks import Variables
 from eenet_jax.types import PyTree
 
 
@@ -36,10 +37,18 @@ class TrainState:
 
 
 def create_state(
-    network: MultiExitNetwork, optimizer: optax.GradientTransformation, key: jax.Array
+    start: Callable[[jax.Array], Variables],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
 ) -> TrainState:
-    """Fresh weights, step 0."""
-    variables = network.init(key)
+    """Step 0.
+
+    Args:
+      start: PRNG key → weights, such as `network.init`.
+      optimizer: From `training.optimizer`.
+      key: For `start`.
+    """
+    variables = start(key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

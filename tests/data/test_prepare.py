@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from cifar_archives import LAYOUTS, SMALL_CIFAR10, SMALL_CIFAR100, write_archive, write_folder
 
 from eenet_jax.data import datasets
+from eenet_jax.data.images import BinaryImages
 from eenet_jax.errors import InputError
 
 REAL_CIFAR10 = os.environ.get("EENET_TEST_CIFAR10")
@@ -25,7 +26,7 @@ def prepared(tmp_path_factory):
     for name, layout in LAYOUTS.items():
         source = tmp_path_factory.mktemp(name)
         written[name] = write_folder(layout, source)
-        datasets.prepare(name, data_dir=data_dir, source=source, layout=layout)
+        datasets.prepare(name, data_dir=data_dir, source=source, form=BinaryImages(layout))
     return data_dir, written
 
 
@@ -96,7 +97,9 @@ def test_the_archive_and_the_folder_give_the_same(tmp_path, given):
     if given == "archive":
         source = source / SMALL_CIFAR10.archive
     layout = dataclasses.replace(SMALL_CIFAR10, md5=md5)
-    datasets.prepare("cifar10", data_dir=tmp_path / "data", source=source, layout=layout)
+    datasets.prepare(
+        "cifar10", data_dir=tmp_path / "data", source=source, form=BinaryImages(layout)
+    )
     test = datasets.open_split("cifar10", "test", data_dir=tmp_path / "data")
     np.testing.assert_array_equal(test.images, written["test"][0])
 
@@ -106,18 +109,18 @@ def test_a_download_is_checked_and_read(tmp_path):
     md5 = write_archive(SMALL_CIFAR10, tmp_path / "raw")
     url = (tmp_path / "raw" / SMALL_CIFAR10.archive).as_uri()
     layout = dataclasses.replace(SMALL_CIFAR10, url=url, md5=md5)
-    datasets.prepare("cifar10", data_dir=tmp_path / "data", layout=layout)
+    datasets.prepare("cifar10", data_dir=tmp_path / "data", form=BinaryImages(layout))
     test = datasets.open_split("cifar10", "test", data_dir=tmp_path / "data")
     np.testing.assert_array_equal(test.labels, written["test"][1])
     wrong = dataclasses.replace(layout, md5="0" * 32)
     with pytest.raises(InputError, match=f"md5 {md5}, the publisher's is 000"):
-        datasets.prepare("cifar10", data_dir=tmp_path / "data", layout=wrong)
+        datasets.prepare("cifar10", data_dir=tmp_path / "data", form=BinaryImages(wrong))
 
 
 def test_no_network_is_one_line_with_the_remedy(tmp_path):
     layout = dataclasses.replace(SMALL_CIFAR10, url="http://127.0.0.1:9/archive.tar.gz")
     with pytest.raises(InputError, match=r"can't download http://127.*--from FOLDER"):
-        datasets.prepare("cifar10", data_dir=tmp_path / "data", layout=layout)
+        datasets.prepare("cifar10", data_dir=tmp_path / "data", form=BinaryImages(layout))
     assert everything_below(tmp_path) == []
 
 
@@ -157,7 +160,7 @@ def test_a_damaged_folder_is_refused_and_nothing_is_written(tmp_path, damage, me
             "cifar10",
             data_dir=tmp_path / "data",
             source=tmp_path / "raw",
-            layout=SMALL_CIFAR10,
+            form=BinaryImages(SMALL_CIFAR10),
         )
     assert everything_below(tmp_path) == before
 
@@ -170,7 +173,10 @@ def test_a_coarse_label_out_of_range_is_refused(tmp_path):
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"test.bin: record 2 has label 20, .* 0 to 19"):
         datasets.prepare(
-            "cifar100", data_dir=tmp_path / "data", source=tmp_path, layout=SMALL_CIFAR100
+            "cifar100",
+            data_dir=tmp_path / "data",
+            source=tmp_path,
+            form=BinaryImages(SMALL_CIFAR100),
         )
     assert not (tmp_path / "data").exists()
 
@@ -182,7 +188,9 @@ def test_archives_of_the_wrong_kind_are_refused(tmp_path):
     archive = tmp_path / SMALL_CIFAR10.archive
 
     def prepare(layout, source=tmp_path):
-        datasets.prepare("cifar10", data_dir=tmp_path / "data", source=source, layout=layout)
+        datasets.prepare(
+            "cifar10", data_dir=tmp_path / "data", source=source, form=BinaryImages(layout)
+        )
 
     # The publisher's own checksum, then an archive cut short, without a file, and no archive.
     with pytest.raises(InputError, match=r"has md5 .* or unpack it and give the folder"):
@@ -212,7 +220,7 @@ def test_a_data_folder_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "data").write_text("")
     with pytest.raises(InputError, match=r"can't write .* another place"):
         datasets.prepare(
-            "cifar10", data_dir=tmp_path / "data", source=tmp_path, layout=SMALL_CIFAR10
+            "cifar10", data_dir=tmp_path / "data", source=tmp_path, form=BinaryImages(SMALL_CIFAR10)
         )
 
 
@@ -230,7 +238,7 @@ def test_preparing_again_replaces_the_set_and_a_failure_keeps_it(tmp_path, prepa
     layout = dataclasses.replace(layout, files=fewer)
     write_folder(layout, tmp_path / "raw")
     assert len(datasets.open_split("cifar10", "test", data_dir=copy)) == 6
-    datasets.prepare("cifar10", data_dir=copy, source=tmp_path / "raw", layout=layout)
+    datasets.prepare("cifar10", data_dir=copy, source=tmp_path / "raw", form=BinaryImages(layout))
     assert len(datasets.open_split("cifar10", "test", data_dir=copy)) == 2
 
 

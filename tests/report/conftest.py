@@ -91,7 +91,7 @@ def _write_metrics(path: Path, world: World) -> None:
                 "accuracy": [float(0.1 + 0.8 * value) for value in level],
                 "lr": 0.1,
                 "seconds": 1.5 * step,
-                "images_per_second": 100.0,
+                "samples_per_second": 100.0,
             }
         )
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 12')

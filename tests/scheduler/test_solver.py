@@ -6,7 +6,7 @@ import pytest
 from synthetic_exits import synthetic
 
 from eenet_jax.errors import InputError
-from eenet_jax.scheduler.features import confidence_measures
+from eenet_jax.confidence import confidence_measures
 from eenet_jax.scheduler.network import random_params
 from eenet_jax.scheduler.solver import Samples, SolverSettings, _epoch, solve
 

@@ -22,7 +22,7 @@ class Compiled:
         self.network = loop.build_network(config, spec)
         self.train_step = steps.make_train_step(self.network, made, config, spec, total)
         self.eval_step = steps.make_eval_step(self.network, config, spec)
-        self.fresh = create_state(self.network, made, jax.random.key(config.seed))
+        self.fresh = create_state(self.network.init, made, jax.random.key(config.seed))
 
     def train(self, out, stop_before=None) -> TrainState:
         """`train`, broken off before the step named."""

@@ -24,7 +24,7 @@ LAST = 9
 
 
 def without_times(folder):
-    timed = ("seconds", "images_per_second")
+    timed = ("seconds", "samples_per_second")
     return [
         {name: value for name, value in line.items() if name not in timed}
         for line in read_metrics(folder / "metrics.jsonl")
