@@ -39,8 +39,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Like `replacing`, for a whole folder; an existing folder at `path` is replaced."""
+    """Like `replacing`, for a whole folder; an existing folder at `path` is replaced.
+
+    On failure the parents that were made for it vanish too.
+    """
     path = Path(path)
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -56,6 +60,9 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):  # Not empty: somebody else's by now, or ours and done.
+            for parent in new_parents:
+                parent.rmdir()
 
 
 def check_folder(path: str | Path) -> None:

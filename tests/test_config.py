@@ -59,7 +59,9 @@ def test_the_defaults_are_the_published_cifar_recipe():
     assert (training.loss_weights, training.distillation_start) == ("linear", 0.75)
     assert training.distillation_weight == pytest.approx(0.01 / 10)
     data = DataConfig(dataset="cifar10")
-    assert (data.batch_size, data.val_size, data.augmentation) == (128, 5000, "pad_crop_flip")
+    spec = datasets.get("cifar10")
+    assert (spec.val_size, spec.augmentation) == (5000, "pad_crop_flip")
+    assert (data.batch_size, data.val_size, data.augmentation) == (128, None, None)
 
 
 @pytest.mark.parametrize(
@@ -105,9 +107,14 @@ def test_a_data_setting_out_of_range_names_value_and_remedy(setting, value, reme
     ("part", "setting", "known"),
     [
         ("training", "optimizer", "sgd, adamw"),
-        ("training", "schedule", "step, cosine"),
+        ("training", "schedule", "step, cosine, linear, poly"),
+        ("training", "select", "last, best"),
         ("training", "loss_weights", "linear, uniform"),
-        ("data", "augmentation", "none, shift, pad_crop_flip"),
+        (
+            "data",
+            "augmentation",
+            "none, shift, pad_crop_flip, resized_crop_flip, scale_crop_flip",
+        ),
     ],
 )
 def test_a_choice_that_there_is_not_lists_those_there_are(part, setting, known):

@@ -11,7 +11,7 @@ from eenet_jax.errors import InputError
 
 
 def test_the_registry_knows_its_sets():
-    assert datasets.names() == ("digits", "cifar10", "cifar100")
+    assert datasets.names()[:3] == ("digits", "cifar10", "cifar100")
     assert datasets.get("digits").num_classes == 10
     assert datasets.get("cifar100").num_classes == 100
     assert datasets.get("cifar10").image_shape == (32, 32, 3)
@@ -23,7 +23,7 @@ def test_the_registry_knows_its_sets():
 
 
 def test_an_unknown_set_or_split_is_named_with_the_known_ones():
-    with pytest.raises(InputError, match=r"'cifar'.*digits, cifar10, cifar100"):
+    with pytest.raises(InputError, match=r"'cifar'.*digits, cifar10, cifar100, "):
         datasets.get("cifar")
     with pytest.raises(InputError, match=r"'dev'.*train, val, test"):
         datasets.open_split("digits", "dev")
