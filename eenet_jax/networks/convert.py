@@ -7,11 +7,13 @@ import jax
 import numpy as np
 
 from eenet_jax.errors import InputError
-from eenet_jax.networks import bert, hrnet, resnet
+from eenet_jax.networks import bert, densenet, hrnet, msdnet, resnet
 from eenet_jax.networks.contract import MultiExitNetwork, Variables
 
 NAMERS: Mapping[str, Callable[[dict, tuple[str, ...]], str]] = {
     "resnet": resnet.published_name,
+    "densenet": densenet.published_name,
+    "msdnet": msdnet.published_name,
     "bert": bert.published_name,
     "hrnet": hrnet.published_name,
 }

@@ -69,3 +69,12 @@ class ConvHead(nn.Module):
             x = Conv(channels, name=f"conv{i}")(x)
             x = nn.relu(BatchNorm(name=f"norm{i}")(x, train))
         return PooledLinear(self.num_classes, name="classifier")(x, train)
+
+
+def conv_head_place(name: str) -> int:
+    """Where a part of `ConvHead` stands in the published head.
+
+    That is one Sequential: convolution, norm and ReLU three times, pool, flatten, linear.
+    """
+    kind, number = name[:-1], name[-1]
+    return {"conv": 0, "norm": 1}[kind] + 3 * int(number) if number.isdigit() else 11

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from eenet_jax.errors import InputError
 from eenet_jax.networks.contract import MultiExitNetwork
-from eenet_jax.networks.heads import ConvHead, PooledLinear
+from eenet_jax.networks.heads import ConvHead, PooledLinear, conv_head_place
 from eenet_jax.networks.layers import BatchNorm, Conv
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -176,6 +176,4 @@ def _head_name(k: int, rest: Sequence[str], exit_after: Sequence[int], starts: l
         return "linear"
     group = _group_of(exit_after[k], starts)
     number = sum(_group_of(after, starts) == group for after in exit_after[:k])
-    # The published head is one Sequential: conv, norm, ReLU three times, pool, flatten, linear.
-    places = {f"conv{i}": 3 * i for i in range(3)} | {f"norm{i}": 3 * i + 1 for i in range(3)}
-    return f"ee{group + 1}.{number}.{places.get(rest[0], 11)}"
+    return f"ee{group + 1}.{number}.{conv_head_place(rest[0])}"

@@ -11,12 +11,16 @@ from eenet_jax.errors import InputError
 from eenet_jax.networks.bert import build_bert
 from eenet_jax.networks.cnn import build_cnn
 from eenet_jax.networks.contract import MultiExitNetwork
+from eenet_jax.networks.densenet import build_densenet
 from eenet_jax.networks.hrnet import build_hrnet
+from eenet_jax.networks.msdnet import build_msdnet
 from eenet_jax.networks.resnet import build_resnet
 
 FAMILIES: Mapping[str, Callable[..., MultiExitNetwork]] = {
     "resnet": build_resnet,
     "cnn": build_cnn,
+    "densenet": build_densenet,
+    "msdnet": build_msdnet,
     "bert": build_bert,
     "hrnet": build_hrnet,
 }
@@ -28,6 +32,22 @@ PRESETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
     "resnet20_3": ("resnet", {"block": "basic", "stage_blocks": (3, 3, 3), "exit_after": (3, 6)}),
     "digits_cnn_3": ("cnn", {}),
+    "densenet121_4": ("densenet", {}),
+    "msdnet35_5": ("msdnet", {}),
+    "msdnet12_5": (
+        "msdnet",
+        {
+            "base": 4,
+            "step": 2,
+            "num_scales": 3,
+            "channels": 16,
+            "growth_rate": 6,
+            "growth_factor": (1, 2, 4),
+            "bottleneck_factor": (1, 2, 4),
+            "stem": "cifar",
+            "num_classes": 100,
+        },
+    ),
     "bert_4": ("bert", {}),
     "hrnet_4": ("hrnet", {}),
     "hrnet_4_cpu": (
