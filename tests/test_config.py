@@ -222,5 +222,6 @@ def test_every_config_of_the_project_says_what_it_is_and_builds(path):
     network = build_network(config, spec)
     variables = jax.eval_shape(network.init, jax.random.key(0))
     logits = jax.eval_shape(network.apply, variables, network.example(2))
-    assert logits.shape == (network.num_exits, 2, spec.num_classes)
+    pixels = spec.image_shape[:2] if spec.kind == "segmentation" else ()
+    assert logits.shape == (network.num_exits, 2, *pixels, spec.num_classes)
     assert from_json(config.to_json()) == config
