@@ -14,6 +14,18 @@ def _parameters(network) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
+EXITS_AND_CLASSES = {
+    "resnet": (3, 10),
+    "cnn": (3, 10),
+    "densenet": (4, 100),
+    "msdnet": (5, 1000),
+    "msdnet12_5": (5, 100),
+    "bert": (4, 4),
+    "hrnet": (4, 19),
+    "hrnet_4_cpu": (4, 11),
+}
+
+
 @pytest.mark.parametrize("name", networks.names())
 def test_settings_make_the_network_again(name):
     network = networks.build(name)
@@ -23,8 +35,8 @@ def test_settings_make_the_network_again(name):
     assert again.stages == network.stages
     assert again.heads == network.heads
     assert again.input_shape == network.input_shape
-    exits, classes = {"bert": (4, 4)}.get(network.family, (3, 10))
-    assert (network.num_exits, network.num_classes) == (exits, classes)
+    wanted = EXITS_AND_CLASSES.get(name, EXITS_AND_CLASSES[network.family])
+    assert (network.num_exits, network.num_classes) == wanted
 
 
 def test_presets_are_settings_of_their_family():
