@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64, UInt8
@@ -57,7 +57,7 @@ class SegmentationSplit(Split):
         del draw
         return self.gather(indices)
 
-    def take(self, chosen: Int64[np.ndarray, " kept"], split: str) -> Self:
+    def take(self, chosen: Int64[np.ndarray, " kept"], split: str) -> "SegmentationSplit":
         """See `Split.take`."""
         return dataclasses.replace(self, split=split, ids=self.ids[chosen])
 
