@@ -48,7 +48,7 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
     """
     folder = RunFolder(Path(run))
     config, _ = folder.config()
-    network = build_network(config, datasets.get(config.data.dataset))
+    network = build_network(config, datasets.get_configured(config.data))
     key = jax.random.key(config.seed)
     # The optimizer's shapes are part of the state, whatever its schedule.
     made = optimizer(config.training, 1)

@@ -1,5 +1,6 @@
 """The registry of data sets: what they are, how they are prepared, how a split is opened."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from eenet_jax.artifacts import replacing_folder
 from eenet_jax.config import DataConfig
 from eenet_jax.data import class_names
 from eenet_jax.data.builders import cifar_binary, segmentation_tree, text_files
+from eenet_jax.data.imagenet import ImageNet
+from eenet_jax.data.imagenet_classes import WNIDS
 from eenet_jax.data.images import BinaryImages, EmbeddedDigits
 from eenet_jax.data.permutation import permutation
 from eenet_jax.data.segmentation import DecodedTree, TreeInPlace
@@ -90,7 +93,22 @@ _REGISTRY: tuple[tuple[DatasetSpec, Format], ...] = (
         ),
         TreeInPlace(segmentation_tree.CITYSCAPES, {"train": 2_975, "test": 500}),
     ),
+    (
+        # Mean and deviation as published with the networks that are trained on it.
+        DatasetSpec(
+            name="imagenet2012",
+            class_names=WNIDS,
+            image_shape=(224, 224, 3),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
+            augmentation="resized_crop_flip",
+            val_size=50_000,
+        ),
+        ImageNet(),
+    ),
 )
+# Sets that are read as TFDS prepares them too: the versions that will do.
+_TFDS_VERSIONS: Mapping[str, tuple[str, ...]] = {"imagenet2012": ("5.1.0", "5.0.0")}
 _SPECS: Mapping[str, DatasetSpec] = {spec.name: spec for spec, _ in _REGISTRY}
 _FORMATS: Mapping[str, Format] = {spec.name: form for spec, form in _REGISTRY}
 
@@ -109,6 +127,19 @@ def get(name: str) -> DatasetSpec:
     if name not in _SPECS:
         raise InputError(f"unknown data set '{name}': choose from {', '.join(names())}")
     return _SPECS[name]
+
+
+def get_configured(config: DataConfig) -> DatasetSpec:
+    """The data set as a run's settings ask for it: where crops are resized, the crop's size counts.
+
+    Raises:
+      InputError: there is no such set.
+    """
+    spec = get(config.dataset)
+    if not config.crop_shape or spec.augmentation != "resized_crop_flip":
+        return spec
+    height, width = config.crop_shape
+    return dataclasses.replace(spec, image_shape=(height, width, spec.image_shape[-1]))
 
 
 def prepare(
@@ -152,6 +183,13 @@ def _folder(name: str, data_dir: str | Path) -> Path:
     return Path(data_dir) / name / _VERSION
 
 
+def _prepared(name: str, data_dir: str | Path) -> Path:
+    """Where a set lies prepared, by us or by TFDS; our own folder where it doesn't."""
+    ours = _folder(name, data_dir)
+    theirs = [ours.with_name(version) for version in _TFDS_VERSIONS.get(name, ())]
+    return next((folder for folder in (ours, *theirs) if folder.is_dir()), ours)
+
+
 def open_split(
     name: str,
     split: str,
@@ -179,10 +217,10 @@ def open_split(
       InputError: an unknown set or split, one that isn't prepared, a `val_size` that leaves
         nothing, or settings that don't fit the set.
     """
-    spec = get(name)
+    settings = settings or DataConfig(dataset=name)
+    spec = get_configured(dataclasses.replace(settings, dataset=name))
     if split not in SPLITS:
         raise InputError(f"unknown split '{split}': choose from {', '.join(SPLITS)}")
-    settings = settings or DataConfig(dataset=name)
     size = spec.val_size if val_size is None else val_size
     if split == "test" or size is None:
         return _read(spec, split, data_dir, settings)
@@ -217,7 +255,7 @@ _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
 
 
 def _read(spec: DatasetSpec, part: str, data_dir: str | Path, settings: DataConfig) -> Split:
-    form, folder = _FORMATS[spec.name], _folder(spec.name, data_dir)
+    form, folder = _FORMATS[spec.name], _prepared(spec.name, data_dir)
     command = f"run eenet data prepare {spec.name} --data-dir {data_dir}"
     if not isinstance(form, EmbeddedDigits) and not folder.is_dir():
         raise InputError(f"'{spec.name}' is not prepared in '{data_dir}': {command}")

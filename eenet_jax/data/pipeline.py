@@ -5,15 +5,17 @@ gather, and the whole state of the iterator is the number of the next step. Samp
 size share a batch where the split says which are similar.
 """
 
+import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
 from jaxtyping import Int64
 
 from eenet_jax.data.permutation import permutation
+from eenet_jax.data.read_ahead import ReadAhead
 from eenet_jax.data.split import Batch, Split
 from eenet_jax.errors import InputError
 
@@ -51,21 +53,19 @@ def train_batches(split: Split, *, batch_size: int, seed: int) -> grain.DatasetI
     """
     steps = steps_per_epoch(split, batch_size)
     plan = _EpochPlan(split, batch_size, steps, seed)
-    batches = grain.MapDataset.range(sys.maxsize).map(
-        functools.partial(_train_batch, split, steps, plan, seed)
-    )
+    make = functools.partial(_train_batch, split, steps, plan, seed)
+    return _batches(make, sys.maxsize, split.workers)
+
+
+def _batches(
+    make: Callable[[int], Batch], count: int, workers: int
+) -> grain.DatasetIterator[Batch]:
+    """Batches 0 to `count` - 1, made when they are asked for or ahead by processes of their own."""
+    if workers:
+        return ReadAhead(make, count, workers)
     # A batch in memory takes about a tenth of a millisecond: threads and buffers would only cost.
     in_line = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return iter(_read_ahead(batches.to_iter_dataset(in_line), split.workers))
-
-
-def _read_ahead(batches: grain.IterDataset, workers: int) -> grain.IterDataset:
-    """Batches made by processes of their own, a batch each in turn, in the same order."""
-    if not workers:
-        return batches
-    return batches.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    )
+    return iter(grain.MapDataset.range(count).map(make).to_iter_dataset(in_line))
 
 
 class _EpochPlan:
@@ -125,11 +125,11 @@ def _eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
     order = np.arange(len(split))
     if split.buckets is not None:
         order = np.argsort(split.buckets, kind="stable")
-    batches = grain.MapDataset.range(-(-len(split) // batch_size)).map(
-        functools.partial(_eval_batch, split, order, batch_size)
-    )
-    in_line = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    yield from _read_ahead(batches.to_iter_dataset(in_line), split.workers)
+    make = functools.partial(_eval_batch, split, order, batch_size)
+    batches = _batches(make, -(-len(split) // batch_size), split.workers)
+    # Closed whether or not all are taken: reading processes would wait for somebody to go on.
+    with contextlib.closing(batches):
+        yield from batches
 
 
 def _eval_batch(split: Split, order: np.ndarray, batch_size: int, number: int) -> Batch:
