@@ -62,7 +62,8 @@ class DataConfig:
       split_seed: Chooses which training samples are held out.
       tokenizer: Text: the encoder's tokenizer.json, or the folder that holds it.
       max_length: Text: tokens at most, special ones included; what is longer is cut.
-      crop_shape: Labelled pixels: (height, width) of training crops; whole images where empty.
+      crop_shape: (height, width) of crops. Labelled pixels: in training, whole images where empty;
+        photographs: always, the data set's own where empty.
       workers: Processes that read ahead, for sets that are decoded as they are read.
     """
 
