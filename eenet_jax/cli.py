@@ -242,6 +242,47 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Make a run's folder from published weights: .pth, .pth.tar (torch extra), .safetensors, .npz.
+
+    What comes out is as good as a trained run for `predict`, `costs` and `run`.
+    """
+
+    file: Positional[Path]
+    """The weights."""
+    network: str
+    """A family or a preset, e.g. resnet56_3, densenet121_4, msdnet35_5, bert_4, hrnet_4."""
+    out: Path | None = None
+    """The run's folder; runs/NETWORK by default."""
+    dataset: str | None = None
+    """What the network classifies; for a preset, what it was published for by default."""
+    build: tuple[str, ...] = ()
+    """Settings of the network's builder, as NAME=VALUE, e.g. exit_after=3,6."""
+    tokenizer: str = ""
+    """For texts: the encoder's tokenizer.json, or the folder with it."""
+    data_dir: str = "data"
+    """Where prepared data sets lie."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.training.converted import convert_weights
+
+        out = self.out or Path("runs") / self.network
+        skipped = convert_weights(
+            self.file,
+            self.network,
+            out=out,
+            dataset=self.dataset,
+            overrides=dict(map(_setting, self.build)),
+            tokenizer=self.tokenizer,
+            data_dir=self.data_dir,
+        )
+        if skipped:
+            print(f"note: skipped, for they never enter the logits: {', '.join(skipped)}")
+        print(f"wrote {out}; next: eenet predict {out}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Demo:
     """Everything on handwritten digits: train, predict, fit, run, report; minutes on a CPU."""
 
@@ -263,6 +304,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "fit": Fit,
     "run": Run,
     "report": Report,
+    "convert": Convert,
     "demo": Demo,
 }
 

@@ -1,0 +1,96 @@
+"""Weight files of other frameworks → published names and arrays. PyTorch is imported here alone."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from eenet_jax.errors import InputError
+
+# Where training scripts put the weights inside a checkpoint.
+WRAPPINGS = ("state_dict", "model_state_dict", "model", "net")
+
+
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors in a `.safetensors` or `.npz` file, or in PyTorch's own format.
+
+    PyTorch's format needs the `torch` extra; it is read with `weights_only=True`, so that no code
+    in the file is run. A checkpoint that holds more than the weights is looked into.
+
+    Args:
+      path: The file.
+
+    Returns:
+      Names as stored → arrays.
+
+    Raises:
+      InputError: the file is missing, damaged, of an unknown kind, or holds no weights; PyTorch is
+        not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no weights at '{path}': check the path")
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    return readers.get(path.suffix, _read_torch)(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(f"'{path}' is no readable safetensors file ({error})") from None
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"'{path}' is no readable .npz archive ({error})") from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"'{path}' is in PyTorch's format: pip install 'eenet-jax[torch]', or save the weights"
+            " as safetensors"
+        ) from None
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # Whatever a damaged or foreign file makes PyTorch raise.
+        if "Weights only load failed" in str(error):
+            raise InputError(
+                f"'{path}' is damaged, or holds objects that could run code, which are never"
+                " loaded: save its state dict alone"
+            ) from None
+        reason = str(error)[:200] or type(error).__name__
+        raise InputError(f"'{path}' is no readable PyTorch file ({reason})") from None
+    tensors = _state_dict(path, stored, torch.Tensor)
+    return {name: _as_array(tensor) for name, tensor in tensors.items()}
+
+
+def _state_dict(path: Path, stored: Any, tensor: type) -> Mapping[str, Any]:
+    """The weights themselves, out of what a training script wrapped around them."""
+    while isinstance(stored, Mapping):
+        if stored and all(isinstance(value, tensor) for value in stored.values()):
+            return stored
+        inner = next((stored[key] for key in WRAPPINGS if key in stored), None)
+        if inner is None:
+            break
+        stored = inner
+    found = ", ".join(map(str, stored)) if isinstance(stored, Mapping) else type(stored).__name__
+    raise InputError(
+        f"'{path}' holds no state dict (it has {found[:200] or 'nothing'}): save the weights alone,"
+        f" or under '{WRAPPINGS[0]}'"
+    )
+
+
+def _as_array(tensor: Any) -> np.ndarray:
+    # NumPy has no bfloat16; counters keep their integers.
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -1,0 +1,89 @@
+"""Weights of another framework → a run's folder, as if it had been trained here."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+
+from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig
+from eenet_jax.data import datasets
+from eenet_jax.errors import InputError
+from eenet_jax.networks.convert import from_torch, skipped_tensors
+from eenet_jax.networks.weight_files import read_weights
+from eenet_jax.training.checkpoint import Checkpoints, describe
+from eenet_jax.training.loop import build_network, warn
+from eenet_jax.training.optimizer import optimizer
+from eenet_jax.training.run import RunFolder
+from eenet_jax.training.state import create_state
+
+# The data set that a preset's published weights were trained on.
+DATASETS = {
+    "resnet56_3": "cifar10",
+    "resnet20_3": "cifar10",
+    "densenet121_4": "cifar100",
+    "msdnet12_5": "cifar100",
+    "msdnet35_5": "imagenet2012",
+    "bert_4": "ag_news",
+    "hrnet_4": "cityscapes",
+}
+
+
+def convert_weights(
+    path: str | Path,
+    network: str,
+    *,
+    out: str | Path,
+    dataset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    tokenizer: str = "",
+    data_dir: str = "data",
+) -> list[str]:
+    """Write a run's folder with published weights, for `predict`, `costs` and `run`.
+
+    Args:
+      path: The weights: PyTorch's format, `.safetensors` or `.npz`.
+      network: A name that `networks.build` takes.
+      out: The folder to write; one that holds a run already is refused.
+      dataset: What the network classifies; for a preset, what it was published for by default.
+      overrides: Settings of the network's builder.
+      tokenizer: For texts: the encoder's tokenizer.json, or the folder with it.
+      data_dir: Where prepared data sets lie.
+
+    Returns:
+      Names of the tensors that were skipped, for they never enter the logits.
+
+    Raises:
+      InputError: the file holds no weights, or not this network's; no data set is known.
+    """
+    dataset = dataset or DATASETS.get(network)
+    if dataset is None:
+        raise InputError(
+            f"network '{network}' has no data set of its own: give --dataset, one of"
+            f" {', '.join(datasets.names())}"
+        )
+    folder = RunFolder(Path(out))
+    if folder.path.exists() and any(folder.path.iterdir()):
+        raise InputError(f"'{out}' is not empty: give another --out")
+    config = ExperimentConfig(
+        name=folder.path.resolve().name,
+        data=DataConfig(dataset=dataset, tokenizer=tokenizer),
+        network=NetworkConfig(name=network, overrides=dict(overrides or {})),
+    )
+    weights = read_weights(path)
+    made = build_network(config, datasets.get(dataset))
+    variables = from_torch(made, weights)
+    _write(folder, config, made, variables, data_dir, str(path))
+    return skipped_tensors(made, weights)
+
+
+def _write(folder: RunFolder, config, made, variables, data_dir: str, source: str) -> None:
+    folder.claim(config, str(Path(data_dir).resolve()))
+    folder.keep_tokenizer(config.data)
+    state = create_state(lambda _: variables, optimizer(config.training, 1), jax.random.key(0))
+    # A checkpoint has a place in the data; nothing was drawn yet.
+    start = iter(grain.MapDataset.range(1).to_iter_dataset())
+    with Checkpoints(folder.checkpoints, 1, warn) as checkpoints:
+        checkpoints.save(state, start, {"network": describe(made), "seconds": 0.0})
+    folder.finish({"converted_from": source, "train_seconds": 0.0, "steps": 0})
