@@ -16,7 +16,7 @@ from eenet_jax.networks.contract import MultiExitNetwork
 TOKEN_TYPES = 2
 POOLINGS = ("first", "mean")
 
-Carry = Mapping[str, Shaped[Array, "batch length *width"]]
+Carry = Mapping[str, Shaped[Array, "batch length ..."]]
 
 
 def _dense(features: int, name: str) -> nn.Dense:
