@@ -12,7 +12,12 @@ from published import state_dict
 
 from eenet_jax import networks
 from eenet_jax.errors import InputError
-from eenet_jax.networks.convert import from_torch, published_tensors
+from eenet_jax.networks.convert import (
+    from_torch,
+    published_tensors,
+    skipped_tensors,
+    unused_names,
+)
 
 # Published name → (place among the variables, input channels, output channels).
 CONVOLUTIONS = {
@@ -237,6 +242,81 @@ def test_all_missing_extra_and_misshapen_tensors_are_named_at_once(weights):
     assert "left over: fc.weight, module.bn1.bias" in message
     assert "linear.weight (10, 4) instead of (3, 4)" in message
     assert "layer2.1.0.conv1.weight (3, 3, 2, 4) instead of (4, 2, 3, 3)" in message
+
+
+def test_the_prefix_of_data_parallel_is_dropped_where_all_have_it(weights, variables):
+    given = {f"module.{name}": value for name, value in weights.items()}
+    given["module.bn1.num_batches_tracked"] = np.asarray(7)
+    assert skipped_tensors(_tiny(), given) == ["module.bn1.num_batches_tracked"]
+    converted = from_torch(_tiny(), given)
+    for ours, theirs in zip(jax.tree.leaves(converted), jax.tree.leaves(variables), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def _bert():
+    return networks.build(
+        "bert", layers=2, width=4, heads=2, mlp_width=6, vocab_size=7, max_positions=5,
+        exit_after=(1,), num_classes=3, sequence_length=5,
+    )  # fmt: skip
+
+
+def _leaf_of_bert(name: str) -> str:
+    """Where a published tensor of the tiny BERT must be."""
+    if name.startswith(("classifiers.", "bert.poolers.")):
+        k = name.removeprefix("bert.").split(".")[1]
+        return f"head_{k}/{'pooler' if 'pooler' in name else 'classifier'}"
+    if name.startswith("bert.embeddings."):
+        return f"stage_0/embeddings/{name.split('.')[2]}"
+    i, *inner = name.removeprefix("bert.encoder.layer.").split(".")[:-1]
+    place = {
+        "attention.output.dense": "attention_dense",
+        "attention.output.LayerNorm": "attention_norm",
+        "intermediate.dense": "intermediate_dense",
+        "output.dense": "output_dense",
+        "output.LayerNorm": "output_norm",
+    }.get(".".join(inner), f"attention/{inner[-1]}")
+    return f"stage_{i}/layer{i}/{place}"
+
+
+def test_a_bert_is_read_with_its_embeddings_as_they_are_and_old_names_of_layer_norm():
+    shapes = published_tensors(_bert())
+    assert shapes["bert.embeddings.word_embeddings.weight"] == (7, 4)
+    assert shapes["bert.encoder.layer.1.intermediate.dense.weight"] == (6, 4)
+    weights = state_dict(shapes.items())
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+            "LayerNorm.bias", "LayerNorm.beta"
+        ): value
+        for name, value in weights.items()
+    }
+    old["bert.embeddings.position_ids"] = np.arange(5)[None]
+    assert len(set(old) - set(weights)) == 11
+    assert skipped_tensors(_bert(), old) == ["bert.embeddings.position_ids"]
+    params = from_torch(_bert(), old)["params"]
+    for name, value in weights.items():
+        leaves = _at(params, _leaf_of_bert(name))
+        if name.endswith(".bias"):
+            np.testing.assert_array_equal(leaves["bias"], value)
+        elif "LayerNorm" in name:
+            np.testing.assert_array_equal(leaves["scale"], value)
+        elif "embeddings" in name:
+            np.testing.assert_array_equal(leaves["embedding"], value)
+        else:
+            np.testing.assert_array_equal(leaves["kernel"], value.T)
+    assert len(jax.tree.leaves(params)) == len(weights)
+
+
+def test_a_tensor_under_both_its_names_is_left_over():
+    weights = state_dict(published_tensors(_bert()).items())
+    weights["bert.embeddings.LayerNorm.gamma"] = np.ones(4, np.float32)
+    with pytest.raises(InputError, match=r"left over: bert.embeddings.LayerNorm.gamma"):
+        from_torch(_bert(), weights)
+
+
+def test_only_what_never_enters_the_logits_is_skipped():
+    names = ["bn1.num_batches_tracked", "switcher.linear.weight", "bert.embeddings.position_ids"]
+    for family, skipped in (("resnet", names[:1]), ("msdnet", names[:2]), ("bert", names[::2])):
+        assert unused_names(family, names) == skipped
 
 
 def test_a_family_without_published_weights_says_so():
