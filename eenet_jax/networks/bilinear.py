@@ -6,6 +6,8 @@ interpolation matrix, whose gradient, made by JAX from a gather, would be a scat
 """
 
 import functools
+import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from jaxtyping import Array, Float
 Maps = Float[Array, "batch _height _width channels"]
 
 
-def resize_bilinear(x: Maps, size: tuple[int, int], align_corners: bool) -> Maps:
+def resize_bilinear(x: Maps, size: Sequence[int], align_corners: bool) -> Maps:
     """Resize without anti-aliasing, as PyTorch's `interpolate(mode="bilinear")`.
 
     Args:
@@ -88,7 +90,7 @@ def _gather_sum(x: Maps, matrix: np.ndarray, axis: int) -> Maps:
         jnp.take(x, place, axis, mode="clip") * weight
         for place, weight in zip(places, weights, strict=True)
     ]
-    return sum(terms[1:], start=terms[0])
+    return functools.reduce(operator.add, terms)
 
 
 def _along(weights: np.ndarray, axis: int, rank: int) -> np.ndarray:

@@ -5,6 +5,8 @@ each later stage adds a branch at half the resolution of the last. Every module 
 exchange: each branch receives the sum of all, resized. An exit sits after each stage.
 """
 
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -112,7 +114,7 @@ class Exchange(nn.Module):
         fused = []
         for i, target in enumerate(branches):
             received = [self._bring(x, target, j, i, train) for j, x in enumerate(branches)]
-            fused.append(nn.relu(sum(received[1:], start=received[0])))
+            fused.append(nn.relu(functools.reduce(operator.add, received)))
         return fused
 
     def _bring(self, x: Map, target: Map, source: int, to: int, train: bool) -> Map:
@@ -219,11 +221,10 @@ def build_hrnet(
       The network; its logits are [4, batch, height, width, classes].
 
     Raises:
-      InputError: not one number for each of the four stages, a first stage of several modules,
-        or a head's setting of the wrong type.
+      InputError: not one number for each of the four stages, or a first stage of several
+        modules.
     """
     _check_stages(stage_modules, stage_blocks)
-    _check_head(head_channels, align_corners)
     settings = {
         "width": width,
         "stage_modules": list(stage_modules),
@@ -247,14 +248,8 @@ def build_hrnet(
         stages=(FirstStage(stem_channels, bottleneck_width, stage_blocks[0]), *later),
         heads=(head,) * NUM_STAGES,
         input_shape=tuple(input_shape),
+        dense=True,
     )
-
-
-def _check_head(head_channels: int, align_corners: bool) -> None:
-    if not isinstance(head_channels, int) or isinstance(head_channels, bool) or head_channels < 0:
-        raise InputError(f"head_channels is {head_channels!r}: give a whole number from 0 up")
-    if not isinstance(align_corners, bool):
-        raise InputError(f"align_corners is {align_corners!r}: give true or false")
 
 
 def _check_stages(stage_modules: Sequence[int], stage_blocks: Sequence[int]) -> None:
@@ -262,7 +257,15 @@ def _check_stages(stage_modules: Sequence[int], stage_blocks: Sequence[int]) -> 
         if len(values) != NUM_STAGES:
             raise InputError(f"{name} {list(values)} must hold a number for each of 4 stages")
     if stage_modules[0] != 1:
-        raise InputError(f"stage_modules {list(stage_modules)} must begin with 1")
+        raise InputError(
+            f"stage_modules {list(stage_modules)} must begin with 1: stage 1 is one row of blocks"
+        )
+
+
+# The published head is one Sequential: convolution, norm, ReLU, convolution.
+HEAD_PLACES = {"hidden": 0, "bn": 1, "classifier": 3}
+INNER = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
+PAIR = {"conv": 0, "bn": 1}
 
 
 def published_name(settings: dict, path: tuple[str, ...]) -> str:
@@ -286,12 +289,6 @@ def published_name(settings: dict, path: tuple[str, ...]) -> str:
     if number == "0":
         return ".".join([rest[0].replace("_", "."), *(INNER.get(name, name) for name in rest[1:])])
     return _later_name(int(number), rest)
-
-
-# The published head is one Sequential: convolution, norm, ReLU, convolution.
-HEAD_PLACES = {"hidden": 0, "bn": 1, "classifier": 3}
-INNER = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
-PAIR = {"conv": 0, "bn": 1}
 
 
 def _later_name(number: int, rest: Sequence[str]) -> str:

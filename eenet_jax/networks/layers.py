@@ -1,6 +1,10 @@
 """Convolution and BatchNorm as every backbone here uses them: NHWC, PyTorch's conventions."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -32,8 +36,14 @@ class Conv(nn.Module):
             padding=((half, half), (half, half)),
             use_bias=self.use_bias,
             kernel_init=nn.initializers.he_normal(),
+            conv_general_dilated=_pointwise if self.size == 1 else None,
             name="conv",
         )(x)
+
+
+def _pointwise(x: Array, kernel: Array, strides: Sequence[int], *args: Any, **kwargs: Any) -> Array:
+    """A 1×1 convolution as a matrix product, whose gradient is a third as long on a CPU."""
+    return jnp.einsum("bhwi,io->bhwo", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
 
 
 class BatchNorm(nn.Module):
