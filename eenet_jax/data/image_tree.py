@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,8 +127,11 @@ def read_index(folder: Path, part: str, classes: Sequence[str]) -> TreeStore:
 @functools.lru_cache(maxsize=2)
 def _load(index: Path, stamp_ns: int) -> Mapping[str, np.ndarray]:
     del stamp_ns
-    with np.load(index, allow_pickle=False) as stored:
-        return {name: stored[name] for name in ("names", "lengths", "labels")}
+    try:
+        with index.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in ("names", "lengths", "labels")}
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{index.name}: {error}") from None
 
 
 def _save(index: Path, names: Names, classes: Sequence[str]) -> None:

@@ -94,20 +94,20 @@ def _open_records(folder: str, part: str) -> tuple[Any, Any]:
     import tensorflow_datasets as tfds
     from google.protobuf import json_format
 
+    encoded = {"image": tfds.decode.SkipDecoding()}
     try:
         builder = tfds.builder_from_directory(folder)
+        if part not in builder.info.splits:
+            raise InputError(f"'{folder}' has no split '{part}': prepare it with TFDS again")
+        # TFDS's decorator hides the method's parameters from type checkers.
+        records = builder.as_data_source(part, decoders=encoded)  # pyright: ignore[reportCallIssue]
     except json_format.Error as error:
         raise ValueError(str(error)) from None
-    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+    except NotImplementedError:
         raise InputError(
-            f"'{folder}' is in {builder.info.file_format} files, which only TensorFlow reads:"
-            " convert it with tensorflow_datasets.scripts.convert_format to array_record"
-        )
-    if part not in builder.info.splits:
-        raise InputError(f"'{folder}' has no split '{part}': prepare it with TFDS again")
-    encoded = {"image": tfds.decode.SkipDecoding()}
-    # TFDS's decorator hides the method's parameters from type checkers.
-    records = builder.as_data_source(part, decoders=encoded)  # pyright: ignore[reportCallIssue]
+            f"'{folder}' is not in ArrayRecord files, and others only TensorFlow reads: prepare"
+            " or convert it (tensorflow_datasets.scripts.convert_format) with array_record"
+        ) from None
     return builder.info, records
 
 

@@ -65,8 +65,9 @@ def read_header(encoded: bytes) -> Header:
     Raises:
       ValueError: this is no image, or one too large; the message says which.
     """
+    library = _simplejpeg()
     try:
-        height, width, colour, _ = _simplejpeg().decode_jpeg_header(encoded)
+        height, width, colour, _ = library.decode_jpeg_header(encoded)
         header = Header(height, width, colour in _PLAIN_COLOURS)
     except ValueError:
         width, height = _pillow(encoded).size
@@ -102,9 +103,10 @@ def decode(
         return _decode_carefully(encoded)
     height, width = least or (0, 0)  # Which asks for the whole resolution.
     factor = 2 if least else 1
+    library = _simplejpeg()
     room = None if scratch is None else scratch.room(3 * header.height * header.width)
     try:
-        return _simplejpeg().decode_jpeg(
+        return library.decode_jpeg(
             encoded, "RGB", buffer=room, min_height=height, min_width=width, min_factor=factor
         )
     except ValueError as error:

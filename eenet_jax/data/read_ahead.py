@@ -33,14 +33,15 @@ class ReadAhead(grain.DatasetIterator[Batch]):
             self._running = self._start()
         try:
             batch = next(self._running)
-        except StopIteration:
-            raise
-        except Exception as error:
+        except InputError as error:
             self.close()
-            if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
-                raise _killed(self._workers) from None
-            # Its traceback is of the worker, and grain's own.
-            raise error.with_traceback(None) from None
+            # A new one, without the notes that Grain adds to it.
+            raise InputError(str(error)) from None
+        except RuntimeError as error:
+            self.close()
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise _killed(self._workers) from None
         self._next += 1
         return batch
 
