@@ -65,8 +65,18 @@ def measures_at(
     Args:
       probs: Softmax outputs of that exit and of every earlier one.
     """
-    here = probs[-1]
-    classes = jnp.argmax(probs, axis=-1)
+    return measures_of(probs[-1], jnp.argmax(probs, axis=-1))
+
+
+def measures_of(
+    here: Float[Array, "samples classes"], classes: Int[Array, "exits samples"]
+) -> Float[Array, "samples 5"]:
+    """Every measure at an exit, in the order of `MEASURES`.
+
+    Args:
+      here: Softmax outputs of the exit.
+      classes: What every exit up to this one says.
+    """
     columns = (max_prob(here), entropy(here), margin(here), vote(classes), patience(classes))
     return jnp.stack(columns, axis=-1)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from eenet_jax.confidence import confidence_measures
+from eenet_jax.confidence import measures_of
 from eenet_jax.types import Array
 
 
@@ -28,24 +28,55 @@ def summarise(
       `correct` [exits, batch], the share of labelled pixels that are right; `confusion` int32
       [exits, batch, classes, classes], true by predicted, labelled pixels only.
     """
-    exits, batch, height, width, classes = logits.shape
-    pixels = jax.nn.softmax(logits).reshape(exits, batch, height * width, classes)
-    flat = labels.reshape(batch, height * width)
-    counts = confusion(logits.argmax(-1).reshape(exits, batch, -1), flat, classes)
-    labelled = jnp.maximum(counts.sum((2, 3)), 1)
+    probs, measures = all_image_means(logits)
+    flat = labels.reshape(labels.shape[0], -1)
+    counts = confusion(pixel_classes(logits), flat, logits.shape[-1])
     return {
-        "probs": pixels.mean(2),
-        "measures": jax.lax.map(mean_measures, pixels.swapaxes(0, 1)).swapaxes(0, 1),
-        "correct": jnp.trace(counts, axis1=2, axis2=3) / labelled,
+        "probs": probs,
+        "measures": measures,
+        "correct": jnp.trace(counts, axis1=2, axis2=3) / jnp.maximum(counts.sum((2, 3)), 1),
         "confusion": counts,
     }
 
 
-def mean_measures(
-    probs: Float[Array, "exits pixels classes"],
-) -> Float[Array, "exits 5"]:
-    """The mean over an image's pixels of every measure at every exit."""
-    return confidence_measures(probs).mean(1)
+def all_image_means(
+    logits: Float[Array, "exits batch height width classes"],
+) -> tuple[Float[Array, "exits batch classes"], Float[Array, "exits batch 5"]]:
+    """`image_means` of every exit."""
+    classes = pixel_classes(logits)
+    rows = [image_means(each, classes[: k + 1]) for k, each in enumerate(logits)]
+    probs, measures = (jnp.stack(column) for column in zip(*rows, strict=True))
+    return probs, measures
+
+
+def pixel_classes(
+    logits: Float[Array, "*batch height width classes"],
+) -> Int[Array, "*batch pixels"]:
+    """What is said of each pixel."""
+    found = logits.argmax(-1)
+    return found.reshape(*found.shape[:-2], -1)
+
+
+def image_means(
+    logits: Float[Array, "batch height width classes"], classes: Int[Array, "exits batch pixels"]
+) -> tuple[Float[Array, "batch classes"], Float[Array, "batch 5"]]:
+    """Means over each image's pixels at one exit.
+
+    Args:
+      logits: Of the exit.
+      classes: What this exit and every earlier one says of each pixel.
+
+    Returns:
+      The softmax outputs' mean, and the confidence measures' in the order of `MEASURES`.
+    """
+    pixels = jax.nn.softmax(logits).reshape(logits.shape[0], -1, logits.shape[-1])
+
+    # Image by image: the pixels of a whole batch at once would be many gigabytes.
+    def means(image):
+        here, said = image
+        return here.mean(0), measures_of(here, said).mean(0)
+
+    return jax.lax.map(means, (pixels, classes.swapaxes(0, 1)))
 
 
 def confusion(

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from eenet_jax import networks
+from eenet_jax.config import ExperimentConfig
 from eenet_jax.data import datasets, inputs, pipeline
 from eenet_jax.data.split import Split
 from eenet_jax.dense import summarise
@@ -48,13 +50,13 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
     """
     folder = RunFolder(Path(run))
     config, _ = folder.config()
-    network = build_network(config, datasets.get_configured(config.data))
     key = jax.random.key(config.seed)
-    # The optimizer's shapes are part of the state, whatever its schedule.
-    made = optimizer(config.training, 1)
-    abstract = jax.eval_shape(lambda: create_state(network.init, made, key))
     best = config.training.select == "best"
     with Checkpoints(folder.best if best else folder.checkpoints, 1, warn) as checkpoints:
+        network = _built(checkpoints, config)
+        # The optimizer's shapes are part of the state, whatever its schedule.
+        made = optimizer(config.training, 1)
+        abstract = jax.eval_shape(lambda: create_state(network.init, made, key))
         restored = checkpoints.restore(abstract, network)
     if restored is None:
         raise InputError(f"'{run}' has no checkpoint yet: finish `eenet train` first")
@@ -62,6 +64,14 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
     if not folder.summary():
         print(f"note: '{run}' is not finished; these are its weights after step {metadata['step']}")
     return network, state.variables, metadata
+
+
+def _built(checkpoints: Checkpoints, config: ExperimentConfig) -> MultiExitNetwork:
+    """The run's network: as its checkpoints say, for images may be of another size than usual."""
+    saved = checkpoints.saved_network()
+    if saved is None:
+        return build_network(config, datasets.get_configured(config.data))
+    return networks.build(saved["family"], **saved["settings"])
 
 
 def predict_split(

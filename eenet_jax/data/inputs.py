@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jaxtyping import Int, Key
 
 from eenet_jax.config import DataConfig
@@ -52,8 +51,3 @@ def evaluation_inputs(batch: Mapping[str, Any], spec: DatasetSpec) -> PyTree:
     if spec.kind == "text":
         return {name: batch[name] for name in TOKENS}
     return augment.normalize(batch["image"], spec.mean, spec.std)
-
-
-def input_arrays(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """That part of a batch which `evaluation_inputs` reads: no ids, no labels."""
-    return {name: batch[name] for name in ("image", *TOKENS) if name in batch}

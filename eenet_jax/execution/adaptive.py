@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from eenet_jax.artifacts import read_json, write_json
-from eenet_jax.data import augment
+from eenet_jax.data import inputs, pipeline
+from eenet_jax.data.split import Split
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement, to_json
 from eenet_jax.policies.policy import Policy, load_policy
 from eenet_jax.predictions import load_network, open_run_split
+from eenet_jax.types import PyTree
 
 WIDTH = 110
 
@@ -82,14 +84,22 @@ def run_adaptive(
                 f"policy '{each.name}' is for {each.num_exits} exits, the network of '{run}' has"
                 f" {network.num_exits}: fit it on this network's predictions"
             )
-    images = split.gather(np.arange(len(split) if samples is None else min(samples, len(split))))
-    normalize = jax.jit(lambda x: augment.normalize(x, split.spec.mean, split.spec.std))
-    inputs = np.asarray(normalize(images["image"]))
-    size = min(batch_size, len(inputs))
-    bench = Bench(network, variables, inputs, size, repeats, device_name())
+    if samples is not None:
+        split = split.take(np.arange(min(samples, len(split))), "test")
+    batches = _inputs(split, min(batch_size, len(split)))
+    bench = Bench(network, variables, batches, repeats, device_name())
     measured = [row for each in fitted for row in bench.measure(each, strategies)]
     _keep(fit / "execution.json", measured)
     return measured
+
+
+def _inputs(split: Split, batch_size: int) -> list[PyTree]:
+    """What the network takes of every batch of a split, without filling."""
+    made = jax.jit(lambda batch: inputs.evaluation_inputs(batch, split.spec))
+    return [
+        jax.tree.map(lambda leaf, mask=batch["mask"]: np.asarray(leaf)[mask], made(batch))
+        for batch in pipeline.eval_batches(split, batch_size=batch_size)
+    ]
 
 
 def _keep(path: Path, measured: Sequence[Measurement]) -> None:

@@ -68,8 +68,9 @@ class Compacted:
 
     def __call__(self, variables: PyTree, x: PyTree) -> Answers:
         """Answers for a batch [batch, …], in its order, on the host."""
-        count = jax.tree.leaves(x)[0].shape[0]
-        logits = np.zeros((count, self._network.num_classes), np.float32)
+        count, *sides = jax.tree.leaves(x)[0].shape
+        dense = sides[:2] if self._network.dense else ()
+        logits = np.zeros((count, *dense, self._network.num_classes), np.float32)
         exit_index = np.zeros(count, np.int32)
         groups = self._regroup(self._start(x), np.arange(count), np.arange(count))
         for k in range(self._network.num_exits):
@@ -127,4 +128,6 @@ def _padded(rows: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
 
 def _gather(reached: Reached, rows: jax.Array) -> Reached:
     carry = jax.tree.map(lambda leaf: leaf[rows], reached.carry)
-    return Reached(carry=carry, probs=reached.probs[:, rows])
+    # What is kept of the exits has them as its first axis.
+    passed = (reached.probs, reached.measures, reached.classes)
+    return Reached(carry, *jax.tree.map(lambda leaf: leaf[:, rows], passed))

@@ -1,6 +1,7 @@
 """One stage, its exit head and the decision to leave, as every strategy runs them."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from eenet_jax.dense import image_means, pixel_classes
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree
+from eenet_jax.types import MEASURES, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -19,11 +21,12 @@ class Answers:
     """What adaptive inference says of a batch.
 
     Attributes:
-      logits: Of the exit that each sample left at, [batch, classes].
+      logits: Of the exit that each sample left at, [batch, classes], or of each of its pixels
+        [batch, height, width, classes].
       exit_index: 0-based, [batch].
     """
 
-    logits: Float[Array, "batch classes"] | Float[np.ndarray, "batch classes"]
+    logits: Float[Array, "batch *dense classes"] | Float[np.ndarray, "batch *dense classes"]
     exit_index: Int[Array, " batch"] | Int[np.ndarray, " batch"]
 
 
@@ -34,22 +37,35 @@ class Reached:
 
     Attributes:
       carry: The network's carry.
-      probs: Softmax outputs of the exits so far, [exits so far, batch, classes].
+      probs: Softmax outputs of the exits so far, [exits so far, batch, classes]; means over the
+        pixels for dense prediction, where alone there are the rest.
+      measures: Means over the pixels of the exits' measures.
+      classes: What the exits say of each pixel.
     """
 
     carry: PyTree
     probs: Float[Array, "passed batch classes"]
+    measures: Float[Array, "passed batch 5"] | None = None
+    classes: Int[Array, "passed batch pixels"] | None = None
 
 
 def start(network: MultiExitNetwork, x: PyTree) -> Reached:
     """Before the first stage."""
     batch = jax.tree.leaves(x)[0].shape[0]
-    return Reached(carry=x, probs=jnp.zeros((0, batch, network.num_classes)))
+    reached = Reached(carry=x, probs=jnp.zeros((0, batch, network.num_classes)))
+    if not network.dense:
+        return reached
+    pixels = math.prod(jax.tree.leaves(x)[0].shape[1:3])
+    return dataclasses.replace(
+        reached,
+        measures=jnp.zeros((0, batch, len(MEASURES))),
+        classes=jnp.zeros((0, batch, pixels), jnp.int32),
+    )
 
 
 def advance(
     network: MultiExitNetwork, policy: Policy, k: int, variables: PyTree, reached: Reached
-) -> tuple[Reached, Float[Array, "batch classes"], Bool[Array, " batch"]]:
+) -> tuple[Reached, Float[Array, "batch *dense classes"], Bool[Array, " batch"]]:
     """Run stage k and its exit head on a batch, and decide.
 
     Args:
@@ -64,12 +80,30 @@ def advance(
     """
     carry, _ = network.stage(k, variables, reached.carry, False, None)
     logits, _ = network.head(k, variables, carry, False, None)
-    probs = jnp.concatenate([reached.probs, jax.nn.softmax(logits)[None]])
+    reached = _noted(reached, carry, logits)
     if k == network.num_exits - 1:
         leaves = jnp.ones(logits.shape[0], bool)
     else:
-        leaves = jnp.asarray(policy.score(k, probs)) >= policy.thresholds[k]
-    return Reached(carry=carry, probs=probs), logits, leaves
+        score = policy.score(k, reached.probs, reached.measures)
+        leaves = jnp.asarray(score) >= policy.thresholds[k]
+    return reached, logits, leaves
+
+
+def _noted(
+    reached: Reached, carry: PyTree, logits: Float[Array, "batch *dense classes"]
+) -> Reached:
+    """What the decision at this exit and at later ones needs of the logits."""
+    if reached.classes is None or reached.measures is None:
+        probs = jnp.concatenate([reached.probs, jax.nn.softmax(logits)[None]])
+        return Reached(carry=carry, probs=probs)
+    classes = jnp.concatenate([reached.classes, pixel_classes(logits)[None].astype(jnp.int32)])
+    probs, measures = image_means(logits, classes)
+    return Reached(
+        carry=carry,
+        probs=jnp.concatenate([reached.probs, probs[None]]),
+        measures=jnp.concatenate([reached.measures, measures[None]]),
+        classes=classes,
+    )
 
 
 def compile_advance(network: MultiExitNetwork, policy: Policy, k: int) -> Callable:

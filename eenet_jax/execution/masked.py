@@ -38,13 +38,15 @@ def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers
 
     def go(reached: Reached):
         after, logits, leaves = advance(network, policy, k, variables, reached)
-        kept = jnp.where(left[:, None], answers.logits, logits)
+        each = left.reshape(-1, *[1] * (logits.ndim - 1))
+        kept = jnp.where(each, answers.logits, logits)
         exit_index = jnp.where(left, answers.exit_index, k)
         return after, Answers(kept, exit_index), left | leaves
 
     def parts(reached: Reached):
+        # Without the class, whose fields must be arrays and no shapes.
         after = go(reached)[0]
-        return after.carry, after.probs
+        return after.carry, after.probs, after.measures, after.classes
 
     def skip(reached: Reached):
         shapes = jax.eval_shape(parts, reached)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from eenet_jax.costs import measure_latency
+from eenet_jax.dense import all_image_means
 from eenet_jax.errors import InputError
 from eenet_jax.execution.compacted import Compacted
 from eenet_jax.execution.masked import masked
@@ -20,8 +21,6 @@ from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree
 
 STRATEGIES = ("masked", "compacted")
-
-Batch = Float[np.ndarray, "batch *shape"] | Float[jax.Array, "batch *shape"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +71,7 @@ class Bench:
     Args:
       network: The network.
       variables: Its weights.
-      images: Normalised inputs [samples, …]; the last batch may be smaller.
-      batch_size: Samples a batch.
+      batches: Inputs [batch, …] on the host; the last may have fewer samples.
       repeats: Timed passes of everything.
       device: Name to report.
     """
@@ -82,27 +80,33 @@ class Bench:
         self,
         network: MultiExitNetwork,
         variables: PyTree,
-        images: Batch,
-        batch_size: int,
+        batches: Sequence[PyTree],
         repeats: int,
         device: str,
     ):
-        if not 1 <= batch_size <= len(images):
-            raise InputError(
-                f"batch_size {batch_size} for {len(images)} samples: give 1 to {len(images)}"
-            )
         self.network, self.variables = network, variables
-        self.batch_size, self.repeats, self.device = batch_size, repeats, device
-        starts = range(0, len(images), batch_size)
-        self.batches = [jax.device_put(images[at : at + batch_size]) for at in starts]
-        self.samples = len(images)
+        self.repeats, self.device = repeats, device
+        self.batches = [jax.device_put(batch) for batch in batches]
+        sizes = [jax.tree.leaves(batch)[0].shape[0] for batch in batches]
+        self.batch_size, self.samples = sizes[0], sum(sizes)
         self._full = jax.jit(network.apply)
         self._last = jax.jit(lambda variables, x: network.apply(variables, x)[-1])
-        table = measure_latency(network, variables, batch_size=batch_size, repeats=repeats)
+        table = measure_latency(network, variables, batch_size=sizes[0], repeats=repeats)
         parts = np.add(table.extra["stage_ms"], table.extra["head_ms"])
         self.stage_parts = parts / parts.sum()
-        outputs = [jax.nn.softmax(self._full(variables, x)) for x in self.batches]
-        self.probs = np.concatenate([np.asarray(each) for each in outputs], axis=1)
+        outputs = [self._outputs(x) for x in self.batches]
+        self.probs, self.measures = (
+            None if column[0] is None else np.concatenate(column, axis=1)
+            for column in zip(*outputs, strict=True)
+        )
+
+    def _outputs(self, x: PyTree) -> tuple[np.ndarray, np.ndarray | None]:
+        """The full network's softmax outputs and, for dense prediction, its measures."""
+        logits = self._full(self.variables, x)
+        if not self.network.dense:
+            return np.asarray(jax.nn.softmax(logits)), None
+        probs, measures = jax.jit(all_image_means)(logits)
+        return np.asarray(probs), np.asarray(measures)
 
     def measure(self, policy: Policy, strategies: Sequence[str] = STRATEGIES) -> list[Measurement]:
         """Time the full network, its last exit alone, and each strategy, pass by pass in turn.
@@ -121,7 +125,7 @@ class Bench:
             for name, call in calls.items():
                 seconds[name].append(self._time(call))
         full = statistics.median(seconds["full"])
-        wanted = policy.decide(self.probs)
+        wanted = policy.decide(self.probs, self.measures)
         return [
             self._measurement(policy, name, times, full, exits[name], wanted)
             for name, times in seconds.items()
@@ -134,10 +138,20 @@ class Bench:
                 calls[name] = masked(self.network, policy)
             elif name == "compacted":
                 calls[name] = Compacted(self.network, policy, self.batch_size)
-                calls[name].warm_up(self.variables, self.batches[0])
+                for x in self._shapes():
+                    calls[name].warm_up(self.variables, x)
             else:
                 raise InputError(f"strategy '{name}' is unknown: choose {', '.join(STRATEGIES)}")
         return calls
+
+    def _shapes(self) -> list[PyTree]:
+        """A batch of each shape; texts have several, and the last batch's own needs no bucket."""
+        found = {}
+        for x in self.batches:
+            leaf = jax.tree.leaves(x)[0]
+            if leaf.shape[0] == self.batch_size:
+                found[leaf.shape] = x
+        return list(found.values())
 
     def _exits(self, name: str, call: Callable, policy: Policy) -> Int[np.ndarray, " samples"]:
         """Where samples leave; running every batch once also warms up."""

@@ -39,6 +39,7 @@ class MultiExitNetwork:
       input_shape: Of one sample, without the batch axis; of tokens, (length,).
       inputs: What the network takes: an "image" array, or "tokens", a dict with `input_ids` and
         `attention_mask`.
+      dense: Whether heads return logits of every pixel, [batch, height, width, classes].
     """
 
     family: str
@@ -47,6 +48,7 @@ class MultiExitNetwork:
     heads: tuple[nn.Module, ...]
     input_shape: tuple[int, ...]
     inputs: Literal["image", "tokens"] = "image"
+    dense: bool = False
 
     def __post_init__(self):
         if len(self.stages) != len(self.heads) or len(self.stages) < 2:

@@ -90,6 +90,16 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
 
+    def saved_network(self) -> dict[str, Any] | None:
+        """What the newest readable checkpoint says of its network; None where there is none."""
+        for step in reversed(self.steps()):
+            try:
+                stored = ocp.load_checkpointables(str(self._folder / str(step)), {"metadata": None})
+                return stored["metadata"]["network"]
+            except Exception as error:  # Damaged, which `restore` will tell of.
+                del error
+        return None
+
     def restore(
         self, abstract: TrainState, network: MultiExitNetwork, iterator: Any = None
     ) -> tuple[TrainState, dict[str, Any]] | None:

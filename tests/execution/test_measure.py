@@ -13,6 +13,7 @@ from rich.console import Console
 
 from eenet_jax.artifacts import read_json
 from eenet_jax.data import datasets
+from eenet_jax.data.images import ImageSplit
 from eenet_jax.errors import InputError
 from eenet_jax.execution import adaptive
 from eenet_jax.execution.measure import Bench, Measurement, to_json
@@ -40,7 +41,8 @@ LEAVE = [0, 0, 1, 0, 1, 2, 0, 2]
 @pytest.fixture(scope="module")
 def bench():
     network = replay_network(EXITS, CLASSES)
-    return Bench(network, NOTHING, _leaving_at(LEAVE), 3, 2, "some device")
+    logits = _leaving_at(LEAVE)
+    return Bench(network, NOTHING, [logits[:3], logits[3:6], logits[6:]], 2, "some device")
 
 
 def test_no_sample_is_left_out(bench):
@@ -110,12 +112,9 @@ def test_a_measurement_becomes_json(bench):
     assert Measurement(**value) == row
 
 
-def test_wrong_strategies_and_batch_sizes_are_named(bench):
+def test_wrong_strategies_are_named(bench):
     with pytest.raises(InputError, match="strategy 'streamed' is unknown: choose masked, compact"):
         bench.measure(_policy(), ("streamed",))
-    for size in (0, 9):
-        with pytest.raises(InputError, match=f"batch_size {size} for 8 samples: give 1 to 8"):
-            Bench(bench.network, NOTHING, _leaving_at(LEAVE), size, 2, "some device")
 
 
 @pytest.fixture
@@ -149,36 +148,20 @@ class Corner(nn.Module):
         return images[:, :EXITS, :CLASSES, 0]
 
 
-class _Images:
+def _images() -> ImageSplit:
     """Nine images in the manner of a prepared test split."""
-
     spec = datasets.get("digits")
-
-    def __len__(self):
-        return 9
-
-    def gather(self, indices):
-        pixels = np.random.default_rng(0).integers(0, 256, (9, *self.spec.image_shape))
-        return {"image": pixels[indices].astype(np.uint8)}
-
-
-class _Run:
-    """A run's folder, of which only the configuration is asked for."""
-
-    def __init__(self, path):
-        pass
-
-    def config(self):
-        return None, "data"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, *spec.image_shape), np.uint8)
+    labels = np.zeros(9, np.int32)
+    return ImageSplit(spec=spec, split="test", ids=np.arange(9), images=pixels, labels=labels)
 
 
 @pytest.fixture
 def run(fit, monkeypatch):
-    """A run whose network takes pixels for logits, and whose data set is `_Images`."""
+    """A run whose network takes pixels for logits, and whose data set is `_images()`."""
     replay = replay_network(EXITS, CLASSES, [Corner(), HandOn(), HandOn()])
-    network = dataclasses.replace(replay, input_shape=_Images.spec.image_shape)
-    monkeypatch.setattr(adaptive, "RunFolder", _Run)
-    monkeypatch.setattr(adaptive, "open_run_split", lambda config, split, data_dir: _Images())
+    network = dataclasses.replace(replay, input_shape=_images().spec.image_shape)
+    monkeypatch.setattr(adaptive, "open_run_split", lambda run, split, data_dir: _images())
     monkeypatch.setattr(adaptive, "load_network", lambda run: (network, NOTHING, {}))
     return fit
 
