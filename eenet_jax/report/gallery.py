@@ -79,6 +79,8 @@ def open_images(meta: Mapping[str, Any], ids: np.ndarray) -> np.ndarray:
     """
     if not meta.get("dataset"):
         raise InputError("the predictions name no data set: make them with `eenet predict`")
+    if datasets.get(str(meta["dataset"])).kind == "text":
+        raise InputError("texts are not drawn")
     split = datasets.open_split(
         str(meta["dataset"]), "test", data_dir=str(meta.get("data_dir") or "data")
     )

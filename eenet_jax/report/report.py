@@ -91,8 +91,8 @@ def report_tables(sources: Sources) -> tuple[Table, ...]:
 
 def result_tables(sources: Sources) -> tuple[Table, ...]:
     """`report_tables` without the one that says what was run."""
-    exits = [exit_table(run, sources) for run in sources.runs]
-    tables = [*exits, *frontier_tables(sources), comparison_table(sources), speed_table(sources)]
+    exits = exit_table(sources)
+    tables = [exits, *frontier_tables(sources), comparison_table(sources), speed_table(sources)]
     return tuple(table for table in tables if table is not None and table.rows)
 
 

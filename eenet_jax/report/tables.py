@@ -6,8 +6,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from eenet_jax.frontier import FrontierRow
+import numpy as np
+
+from eenet_jax.frontier import FrontierRow, segmentation_scores
 from eenet_jax.report.sources import Comparison, Sources, TrainingRun
+from eenet_jax.types import ExitPredictions
 
 BUDGET_SLACK = 1e-6
 """Relative; a mean over samples in another order differs by rounding."""
@@ -75,38 +78,56 @@ def seeds_note(sources: Sources) -> str:
     return f"Mean ± standard deviation over n = {count} fits{named}.{repeated}"
 
 
-def exit_table(run: TrainingRun, sources: Sources) -> Table | None:
-    """Accuracy, cost and latency of every exit of one training run; None without predictions."""
-    if not run.predictions:
+def exit_table(sources: Sources) -> Table | None:
+    """Every exit alone: accuracy, cost, latency; mean and deviation over the training runs.
+
+    None without predictions.
+    """
+    runs = [run for run in sources.runs if run.predictions]
+    if not runs:
         return None
-    accuracy = {
-        split: predictions.correctness().mean(axis=1, dtype=float)
-        for split, predictions in run.predictions.items()
-    }
-    costs = run.costs or sources.cost_table
-    columns: list[tuple[str, list[str]]] = [
-        (f"{split} accuracy (%)", [f"{100 * value:.2f}" for value in values])
-        for split, values in accuracy.items()
-    ]
-    for table, word in ((costs, "cost"), (run.latency, "latency")):
+    columns = _accuracy_columns(runs)
+    first = runs[0]
+    for table, word in ((first.costs or sources.cost_table, "cost"), (first.latency, "latency")):
         if table:
             decimals = cost_decimals(table.costs[-1])
-            cells = [f"{cost:.{decimals}f}" for cost in table.costs]
-            columns.append((f"{word} ({table.unit})", cells))
-    counts = {split: predictions.num_samples for split, predictions in run.predictions.items()}
-    exits = next(iter(run.predictions.values())).num_exits
+            columns[f"{word} ({table.unit})"] = [f"{cost:.{decimals}f}" for cost in table.costs]
+    exits = next(iter(first.predictions.values())).num_exits
     return Table(
-        title=f"Every exit alone ({run.folder.name})",
-        header=("exit", *(name for name, _ in columns)),
-        rows=tuple((str(k + 1), *(cells[k] for _, cells in columns)) for k in range(exits)),
-        note=_exit_note(counts, run),
+        title=f"Every exit alone ({', '.join(run.folder.name for run in runs)})",
+        header=("exit", *columns),
+        rows=tuple((str(k + 1), *(cells[k] for cells in columns.values())) for k in range(exits)),
+        note=_exit_note(runs),
     )
 
 
-def _exit_note(counts: Mapping[str, int], run: TrainingRun) -> str:
+def _accuracy_columns(runs: Sequence[TrainingRun]) -> dict[str, list[str]]:
+    """Accuracy in percent by split; for dense prediction mean IoU and pixel accuracy beside it."""
+    columns = {}
+    for split in runs[0].predictions:
+        scores = [_exit_scores(run.predictions[split]) for run in runs if split in run.predictions]
+        for name in scores[0]:
+            exits = zip(*(each[name] for each in scores), strict=True)
+            columns[f"{split} {name} (%)"] = [percent(values) for values in exits]
+    return columns
+
+
+def _exit_scores(predictions: ExitPredictions) -> dict[str, list[float]]:
+    """Of each exit, for everybody."""
+    scores = {"accuracy": [float(v) for v in predictions.correctness().mean(axis=1, dtype=float)]}
+    words = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+    everybody = [np.full(predictions.num_samples, k) for k in range(predictions.num_exits)]
+    dense = [segmentation_scores(predictions, exits) for exits in everybody]
+    return scores | {words[name]: [each[name] for each in dense] for name in dense[0]}
+
+
+def _exit_note(runs: Sequence[TrainingRun]) -> str:
+    counts = {split: found.num_samples for split, found in runs[0].predictions.items()}
     samples = " and ".join(f"{count:,} {split} samples" for split, count in counts.items())
     note = f"{samples}; cost includes everything that has run by then."
-    batch = run.latency.extra.get("batch_size") if run.latency else None
+    if len(runs) > 1:
+        note = f"Mean ± standard deviation over n = {len(runs)} trainings. {note}"
+    batch = runs[0].latency.extra.get("batch_size") if runs[0].latency else None
     return note + (f" Latency measured at batch size {batch}." if batch else "")
 
 

@@ -103,7 +103,7 @@ def test_a_cost_above_the_budget_is_marked(folders):
 
 def test_exit_table_equals_the_predictions(folders):
     sources = read_sources(folders)
-    table = tables.exit_table(sources.runs[0], sources)
+    table = tables.exit_table(sources)
     probs = np.load(folders[0] / "predictions" / "test.npz")
     right = (probs["probs"].argmax(-1) == probs["labels"]).mean(1)
     assert [row[2] for row in table.rows] == [f"{100 * value:.2f}" for value in right]
@@ -192,7 +192,7 @@ def test_a_fit_alone_finds_the_predictions_that_it_names(folders):
     (folders[1] / "fit.json").write_text(json.dumps(settings))
     sources = read_sources(folders[1:])
     assert list(sources.runs[0].predictions) == ["test"]
-    assert tables.exit_table(sources.runs[0], sources).header == (
+    assert tables.exit_table(sources).header == (
         "exit",
         "test accuracy (%)",
         "cost (MMACs)",
