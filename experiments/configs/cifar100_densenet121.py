@@ -22,5 +22,5 @@ def get_config() -> ExperimentConfig:
         name="cifar100_densenet121",
         data=DataConfig(dataset="cifar100"),
         network=NetworkConfig(name="densenet121_4"),
-        training=TrainingConfig(),
+        training=TrainingConfig(distillation_weight=0.01 / 100),
     )

@@ -27,6 +27,7 @@ def get_config() -> ExperimentConfig:
             schedule="cosine",
             warmup_epochs=1.0,
             nesterov=True,
+            distillation_weight=0.01 / 100,
             checkpoint_every=100,
         ),
         budgets=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9),

@@ -1,8 +1,9 @@
 """SST-2, BERT-base with four exits: the paper's network and recipe.
 
 Paper: Ilhan et al., "Adaptive Deep Neural Network Inference Optimization with EENet", WACV 2024.
-Command (the encoder is a local copy of bert-base-uncased: config.json, model.safetensors and
-tokenizer.json; its publisher's licence is Apache-2.0):
+The encoder is a local copy of bert-base-uncased: config.json, model.safetensors and tokenizer.json;
+its publisher's licence is Apache-2.0.
+Command:
     eenet data prepare sst2 --from SST-2
     eenet train sst2_bert
 Hardware: one accelerator. Time: not measured yet; this project has not run it.
