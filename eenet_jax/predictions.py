@@ -111,7 +111,7 @@ def predict_split(
         ids.append(batch["id"][mask])
         labels.append(np.full(mask.sum(), -1, np.int32) if dense else batch["label"][mask])
     order = np.argsort(np.concatenate(positions))
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.concatenate([each[name] for each in found], 1)[:, order] for name in found[0]
     }
     if dense:

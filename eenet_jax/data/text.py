@@ -54,7 +54,7 @@ class TextSplit(Split):
     def gather(self, indices: Int[np.ndarray, " batch"]) -> Batch:
         """See `Split.gather`; padded to the longest text in the bucket of the longest here."""
         lengths = self.lengths[indices]
-        width = self._widths[_buckets(lengths).max()]
+        width = int(self._widths[_buckets(lengths).max()])
         places = np.arange(width)[None]
         mask = places < lengths[:, None]
         within = np.where(mask, self.starts[indices][:, None] + places, 0)

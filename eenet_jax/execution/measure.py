@@ -95,10 +95,9 @@ class Bench:
         parts = np.add(table.extra["stage_ms"], table.extra["head_ms"])
         self.stage_parts = parts / parts.sum()
         outputs = [self._outputs(x) for x in self.batches]
-        self.probs, self.measures = (
-            None if column[0] is None else np.concatenate(column, axis=1)
-            for column in zip(*outputs, strict=True)
-        )
+        self.probs = np.concatenate([probs for probs, _ in outputs], axis=1)
+        found = [measures for _, measures in outputs if measures is not None]
+        self.measures = np.concatenate(found, axis=1) if found else None
 
     def _outputs(self, x: PyTree) -> tuple[np.ndarray, np.ndarray | None]:
         """The full network's softmax outputs and, for dense prediction, its measures."""

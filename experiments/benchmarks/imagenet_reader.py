@@ -15,6 +15,7 @@ ImageNet's own.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -35,6 +36,7 @@ from eenet_jax.data import datasets, pipeline
 from eenet_jax.data.photographs import PhotographSplit
 
 DATASET = "imagenet2012"
+AHEAD = 6  # More batches than a worker makes before they are asked for.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,17 +113,15 @@ def prepare(folder: Path, work: Path) -> Path:
 
 
 def turns(
-    files: list[bytes], batches: grain.DatasetIterator, batch_size: int, repeats: int
+    files: list[bytes], batches: grain.DatasetIterator, split: PhotographSplit, batch_size: int
 ) -> Iterator[tuple[Turn, Turn]]:
     """Decoding and reading as many images, again and again; the first turn warms up."""
     count = len(files) // batch_size
-    for turn in range(repeats + 1):
-        pair = (
-            timed(len(files), lambda: decode_all(files), []),
-            timed(count * batch_size, lambda: take(batches, count), children()),
-        )
-        if turn:
-            yield pair
+    while True:
+        decoded = timed(len(files), lambda: decode_all(files), [])
+        # What workers have made meanwhile is not of the time that follows.
+        take(batches, AHEAD * split.workers)
+        yield decoded, timed(count * batch_size, lambda: take(batches, count), children())
 
 
 def rates(pairs: list[tuple[Turn, Turn]], name: str) -> dict[str, float]:
@@ -167,7 +167,8 @@ def measure(
     found = {**describe(files), "batch_size": batch_size, "repeats": repeats, "workers": workers}
     for name, split in (("in_line", in_line), ("workers", ahead)):
         batches = pipeline.train_batches(split, batch_size=batch_size, seed=0)
-        found |= rates(list(turns(files, batches, batch_size, repeats)), name)
+        pairs = list(itertools.islice(turns(files, batches, split, batch_size), 1, repeats + 1))
+        found |= rates(pairs, name)
         batches.close()
         shown = {key: value for key, value in found.items() if key.startswith(f"{name}_")}
         print("\n".join(f"{key:<36} {value:10.3f}" for key, value in shown.items()))

@@ -9,7 +9,8 @@ Command:
 Hardware: one accelerator. Time: not measured yet; this project has not run it.
 Expected: not known until it has been run; no figure of anybody else's is promised here.
 
-Batch 16, 20 epochs, learning rate 3e-5, weight decay 1e-4, 10,000 training texts held out for the scheduler.
+Batch 16, 20 epochs, learning rate 3e-5, weight decay 1e-4, 10,000 training texts held out
+for the scheduler.
 The published code says SGD with momentum 0.9, which hardly moves at that rate: here it is AdamW
 with a warm-up of one epoch and a line to zero.
 """

@@ -29,8 +29,8 @@ def published():
 
 def convert(path, out, *more):
     cli.main(
-        ["convert", str(path), "--network", "resnet", "--dataset", "digits", "--build", *TYPED]
-        + ["--out", str(out), *more]
+        ["convert", str(path), "--network", "resnet", "--dataset", "digits"]
+        + ["--build", *TYPED, "--out", str(out), *more]
     )
 
 

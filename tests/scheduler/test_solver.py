@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from synthetic_exits import synthetic
 
-from eenet_jax.errors import InputError
 from eenet_jax.confidence import confidence_measures
+from eenet_jax.errors import InputError
 from eenet_jax.scheduler.network import random_params
 from eenet_jax.scheduler.solver import Samples, SolverSettings, _epoch, solve
 
