@@ -246,7 +246,7 @@ def build_bert(
     num_classes: int = 4,
     pooling: Literal["first", "mean"] = "first",
     dropout: float = 0.1,
-    sequence_length: int = 128,
+    sequence_length: int | None = None,
 ) -> MultiExitNetwork:
     """BERT with an exit after each layer counted in `exit_after`, and one after the last.
 
@@ -264,7 +264,8 @@ def build_bert(
       num_classes: C.
       pooling: What the exits see: the "first" token, or the "mean" over the text's tokens.
       dropout: Rate in training, of embeddings, attention and outputs.
-      sequence_length: Tokens of the example input, which costs are counted at.
+      sequence_length: Tokens of the example input, which costs are counted at; None for 128, or
+        `max_positions` where that is less.
 
     Returns:
       The network, with `len(exit_after) + 1` exits.
@@ -274,6 +275,7 @@ def build_bert(
         inside the network in order.
     """
     _check_exits(exit_after, layers)
+    sequence_length = min(128, max_positions) if sequence_length is None else sequence_length
     _check_sizes(width, heads, sequence_length, max_positions)
     _check_choices(pooling, dropout)
     embeddings = Embeddings(width, vocab_size, max_positions, dropout)

@@ -99,9 +99,8 @@ def from_huggingface(
                 f" drop {setting}"
             )
     encoder = read_encoder(folder)
-    own = {**encoder.settings, "sequence_length": min(128, encoder.settings["max_positions"])}
     chosen = {"exit_after": exit_after, "num_classes": num_classes, **settings}
-    network = build("bert", **{**own, **chosen})
+    network = build("bert", **{**encoder.settings, **chosen})
     tensors = _checked_tensors(encoder, network)
     return network, lambda key: replace_tensors(network, network.init(key), tensors)
 

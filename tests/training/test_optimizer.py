@@ -68,3 +68,24 @@ def test_adamw_decays_outside_the_gradient():
     updates, _ = updater.update({"w": jnp.asarray([7.0, -0.1])}, updater.init(params), params)
     # Adam's first step is the gradient's sign; the decay adds 0.5 · w, whatever the gradient.
     np.testing.assert_allclose(updates["w"], [-0.1 * (1 + 1.0), -0.1 * (-1 - 1.5)], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("schedule", "power"), [("linear", 1.0), ("poly", 0.9)])
+def test_a_line_or_its_power_falls_from_the_peak_to_zero(schedule, power):
+    config = TrainingConfig(epochs=10, schedule=schedule, warmup_epochs=2.0, learning_rate=0.3)
+    steps = np.arange(10, 51)
+    expected = 0.3 * (1 - (steps - 10) / 40) ** power
+    np.testing.assert_allclose(rates(config, 5, steps), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(rates(config, 5, [0, 5]), [0, 0.15], rtol=1e-6)
+
+
+def test_clipping_keeps_the_direction_and_bounds_the_whole_gradient():
+    config = TrainingConfig(
+        learning_rate=1.0, momentum=0.0, weight_decay=0.0, clip_norm=2.0, decay_epochs=()
+    )
+    updater = optimizer(config, 1)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    for factor, expected in ((1.0, [1.2, 1.6]), (0.1, [0.3, 0.4])):
+        gradient = {"a": factor * jnp.asarray([3.0, 4.0]), "b": jnp.zeros(1)}
+        updates, _ = updater.update(gradient, updater.init(params), params)
+        np.testing.assert_allclose(updates["a"], -np.asarray(expected), rtol=1e-6)
