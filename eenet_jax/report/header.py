@@ -17,9 +17,20 @@ def subject(sources: Sources) -> str:
 
 
 def header_table(sources: Sources) -> Table:
-    """Every training run and fit with its settings, command, device and time."""
-    rows = [row for run in sources.runs for row in _run_rows(run)]
-    rows += [row for fit in sources.fits for row in _fit_rows(fit)]
+    """Every training run and fit with its settings, command, device and time.
+
+    Of later training runs, only that in which they differ from the first.
+    """
+    runs = [(f"training: {run.folder.name}", _run_values(run)) for run in sources.runs]
+    first = runs[0][1] if runs else {}
+    names = [fit.folder.name for fit in sources.fits]
+    rows = [row for name, values in runs[:1] for row in _named(name, values)]
+    for name, values in runs[1:]:
+        rows += _named(name, {k: v for k, v in values.items() if v != first[k]})
+    for fit, name in zip(sources.fits, names, strict=True):
+        # Fits inside their training runs' folders often have one name.
+        full = f"{fit.folder.parent.name}/{name}" if names.count(name) > 1 else name
+        rows += _named(f"fit: {full}", _fit_values(fit))
     return Table(
         title="What was run",
         header=("", "setting", "value"),
@@ -36,8 +47,8 @@ def _blank_repeats(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str
     ]
 
 
-def _run_rows(run: TrainingRun) -> list[tuple[str, str, str]]:
-    values = {
+def _run_values(run: TrainingRun) -> dict[str, Any]:
+    return {
         "name": run.config.get("name"),
         "data set": run.dataset,
         "network": run.network,
@@ -53,17 +64,15 @@ def _run_rows(run: TrainingRun) -> list[tuple[str, str, str]]:
         "device": run.times.get("device"),
         "training time": _duration(run.times.get("train_seconds")),
     }
-    return _named(f"training: {run.folder.name}", values)
 
 
-def _fit_rows(fit: Fit) -> list[tuple[str, str, str]]:
-    values = {
+def _fit_values(fit: Fit) -> dict[str, Any]:
+    return {
         "seed": fit.settings.get("seed"),
         "command": command_text(fit.settings.get("command")),
         "device": fit.settings.get("device"),
         "fitting time": _duration(fit.settings.get("seconds")),
     }
-    return _named(f"fit: {fit.folder.name}", values)
 
 
 def _named(name: str, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -72,10 +81,10 @@ def _named(name: str, values: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def settings_text(section: Any, skip: tuple[str, ...] = ()) -> str:
-    """`name = value` pairs of a section of the config, paths left out."""
+    """`name = value` pairs of a section of the config; paths and what is not set left out."""
     if not isinstance(section, Mapping):
         return ""
-    kept = {key: value for key, value in section.items() if key not in skip}
+    kept = {k: v for k, v in section.items() if k not in skip and v not in (None, "", [])}
     return ", ".join(f"{key} = {value}" for key, value in kept.items() if not _is_path(value))
 
 
