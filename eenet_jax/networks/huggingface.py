@@ -72,7 +72,11 @@ class Encoder:
 
 
 def from_huggingface(
-    folder: str | Path, *, exit_after: Sequence[int], num_classes: int, **settings: Any
+    folder: str | Path,
+    *,
+    exit_after: Sequence[int] | None = None,
+    num_classes: int = 2,
+    **settings: Any,
 ) -> tuple[MultiExitNetwork, Callable[[jax.Array], Variables]]:
     """A multi-exit classifier that starts from a local Hugging Face folder's BERT encoder.
 
@@ -81,7 +85,8 @@ def from_huggingface(
 
     Args:
       folder: With `config.json` and `model.safetensors`.
-      exit_after: Layers after which an early exit sits.
+      exit_after: Layers after which an early exit sits; by default at the quarters of the
+        layers, or at the thirds where quarters are not whole.
       num_classes: C.
       **settings: Others of `FINE_TUNING_SETTINGS`.
 
@@ -99,10 +104,16 @@ def from_huggingface(
                 f" drop {setting}"
             )
     encoder = read_encoder(folder)
-    chosen = {"exit_after": exit_after, "num_classes": num_classes, **settings}
+    exits = _evenly(encoder.settings["layers"]) if exit_after is None else exit_after
+    chosen = {"exit_after": exits, "num_classes": num_classes, **settings}
     network = build("bert", **{**encoder.settings, **chosen})
     tensors = _checked_tensors(encoder, network)
     return network, lambda key: replace_tensors(network, network.init(key), tensors)
+
+
+def _evenly(layers: int) -> tuple[int, ...]:
+    parts = 4 if layers % 4 == 0 else min(3, layers)
+    return tuple(layers * part // parts for part in range(1, parts))
 
 
 def read_encoder(folder: str | Path) -> Encoder:

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from eenet_jax import networks
 from eenet_jax.errors import InputError
+from eenet_jax.networks import huggingface
 from eenet_jax.networks.convert import from_torch
 from eenet_jax.networks.huggingface import read_encoder
 
@@ -191,3 +192,10 @@ def test_missing_and_damaged_files_are_told_in_one_line(tmp_path):
 def test_a_size_is_the_folders_to_decide(tmp_path):
     with pytest.raises(InputError, match=r"decides all but exit_after, .*: drop width"):
         _start(_write(tmp_path), width=8)
+
+
+@pytest.mark.parametrize(
+    ("layers", "exits"), [(12, (3, 6, 9)), (6, (2, 4)), (4, (1, 2, 3)), (2, (1,)), (5, (1, 3))]
+)
+def test_exits_are_evenly_spaced_unless_said_otherwise(layers, exits):
+    assert huggingface._evenly(layers) == exits
