@@ -41,11 +41,18 @@ class Leavers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tile:
-    """One image with what is true and what the exit said."""
+    """One image, and what the exit made of it.
+
+    Attributes:
+      image: uint8 [height, width, channels].
+      title: The true class, and what was said where that is another; for labelled pixels, the
+        share of them that is right.
+      wrong: Whether another class was said.
+    """
 
     image: np.ndarray
-    true: str
-    predicted: str
+    title: str
+    wrong: bool
 
 
 def choose_leavers(
@@ -105,19 +112,20 @@ def easiest_hardest(sources: Sources, images: ImageSource = open_images) -> tupl
     fit, path, budget = _middle_policy(sources)
     predictions = _test_predictions(sources, fit)
     policy = eenet_jax.load_policy(path)
-    exits = np.asarray(policy.decide(predictions.probs))
-    chosen = choose_leavers(np.asarray(policy.scores(predictions.probs)), exits)
+    said = (predictions.probs, predictions.measures)
+    chosen = choose_leavers(np.asarray(policy.scores(*said)), np.asarray(policy.decide(*said)))
     rows = _tiles(chosen, predictions, images)
     name = path.stem.removesuffix(f"-{budget}")
     figure = _draw(rows, chosen, predictions)
     subject = f"{name} at a budget of {budget} {sources.unit}"
-    figure.suptitle(
-        f"Easiest and hardest test images of each exit: {subject}\n"
-        "above each image its true class; ✗ where the exit said another",
-        fontsize=12,
-    )
-    wrong = "wrong answers are marked with ✗ and coloured"
-    return figure, f"Among those who leave at each exit under {subject}; {wrong}."
+    if predictions.correct is None:
+        above = "above each image its true class; ✗ where the exit said another"
+        marks = "wrong answers are marked with ✗ and coloured"
+    else:
+        above = marks = "above each image the share of its labelled pixels that are right"
+    title = f"Easiest and hardest test images of each exit: {subject}\n{above}"
+    figure.suptitle(title, fontsize=12)
+    return figure, f"Among those who leave at each exit under {subject}; {marks}."
 
 
 def _middle_policy(sources: Sources) -> tuple[Fit, Path, str]:
@@ -135,10 +143,7 @@ def _test_predictions(sources: Sources, fit: Fit) -> ExitPredictions:
     run = _run_of(sources, fit)
     if run is None or "test" not in run.predictions:
         raise InputError("no test predictions: give the training run's folder too")
-    predictions = run.predictions["test"]
-    if predictions.correct is not None:
-        raise InputError("dense predictions have no single label per image to show")
-    return predictions
+    return run.predictions["test"]
 
 
 def _run_of(sources: Sources, fit: Fit) -> TrainingRun | None:
@@ -160,11 +165,14 @@ def _tiles(
     names = _class_names(predictions)
 
     def tile(k: int, sample: int) -> Tile:
-        return Tile(
-            image=pixels[place[sample]],
-            true=names[int(predictions.labels[sample])],
-            predicted=names[int(predictions.probs[k, sample].argmax())],
-        )
+        image = pixels[place[sample]]
+        if predictions.correct is not None:
+            share = 100 * predictions.correct[k, sample]
+            return Tile(image=image, title=f"{share:.0f} % right", wrong=False)
+        true = names[int(predictions.labels[sample])]
+        said = names[int(predictions.probs[k, sample].argmax())]
+        title = true if said == true else f"{true} ✗\nsaid {said}"
+        return Tile(image=image, title=title, wrong=said != true)
 
     return [
         ([tile(k, int(i)) for i in row.easiest], [tile(k, int(i)) for i in row.hardest])
@@ -220,8 +228,7 @@ def _draw_row(axes_row: Sequence[Axes], tiles: Sequence[Tile], scale: int) -> No
     for axes in axes_row:
         axes.set_axis_off()
     for axes, tile in zip(axes_row, tiles, strict=False):
-        wrong = tile.true != tile.predicted
-        image = tile.image
+        image, wrong = tile.image, tile.wrong
         if image.shape[-1] == 1:
             axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=scale, interpolation="nearest")
         else:
@@ -229,5 +236,4 @@ def _draw_row(axes_row: Sequence[Axes], tiles: Sequence[Tile], scale: int) -> No
         axes.set_axis_on()
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(color=WRONG if wrong else GREY, linewidth=2.5 if wrong else 0.8)
-        text = f"{tile.true} ✗\nsaid {tile.predicted}" if wrong else tile.true
-        axes.set_title(text, fontsize=9, color=WRONG if wrong else INK, pad=3)
+        axes.set_title(tile.title, fontsize=9, color=WRONG if wrong else INK, pad=3)

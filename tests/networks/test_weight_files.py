@@ -28,10 +28,8 @@ def published():
 
 
 def convert(path, out, *more):
-    cli.main(
-        ["convert", str(path), "--network", "resnet", "--dataset", "digits"]
-        + ["--build", *TYPED, "--out", str(out), *more]
-    )
+    options = ["--network", "resnet", "--dataset", "digits", "--build", *TYPED]
+    cli.main(["convert", str(path), *options, "--out", str(out), *more])
 
 
 def test_converted_weights_predict_the_published_logits(tmp_path, published, capsys):

@@ -1,14 +1,18 @@
 """Figures are written, not blank, and drawn from the numbers in the files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from eenet_jax.confidence import confidence_measures
 from eenet_jax.data import datasets
 from eenet_jax.report import figures, gallery
 from eenet_jax.report.frontier_figure import accuracy_cost, full_accuracy
 from eenet_jax.report.report import FIGURES
 from eenet_jax.report.sources import read_sources
+from eenet_jax.types import ExitPredictions
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -107,3 +111,27 @@ def test_images_are_found_by_their_ids():
     places = np.asarray([5, 0, 17])
     found = gallery.open_images({"dataset": "digits"}, split.ids[places])
     np.testing.assert_array_equal(found, split.images[places])
+
+
+def test_images_with_labelled_pixels_show_the_share_that_is_right(report_folders, image_source):
+    sources = read_sources(report_folders[0])
+    run = sources.runs[0]
+    test = run.predictions["test"]
+    exits, samples = test.probs.shape[:2]
+    shares = np.random.default_rng(0).uniform(0, 1, (exits, samples)).astype(np.float32)
+    dense = ExitPredictions(
+        probs=test.probs,
+        labels=np.full(samples, -1),
+        ids=test.ids,
+        meta=test.meta,
+        correct=shares,
+        measures=np.asarray(confidence_measures(test.probs)),
+    )
+    run = dataclasses.replace(run, predictions={"test": dense})
+    sources = dataclasses.replace(sources, runs=(run,))
+    figure, sentence = gallery.easiest_hardest(sources, image_source)
+    titles = [axes.get_title() for half in figure.subfigs for axes in half.axes]
+    shown = {title for title in titles if title}
+    assert shown <= {f"{100 * share:.0f} % right" for share in shares.ravel()}
+    assert len(shown) > 5
+    assert "share of its labelled pixels" in sentence

@@ -223,3 +223,41 @@ def test_runs_of_other_networks_do_not_mix(folders, tmp_path):
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"differ in their network \(cnn and resnet\)"):
         read_sources([*folders, copy])
+
+
+def test_exits_of_labelled_pixels_have_mean_iou_beside_accuracy(folders):
+    path = folders[0] / "predictions" / "test.npz"
+    with np.load(path) as stored:
+        members = {name: stored[name] for name in stored.files}
+    exits, samples, classes = members["probs"].shape
+    draw = np.random.default_rng(0)
+    confusion = draw.integers(0, 9, (exits, samples, classes, classes))
+    right = np.trace(confusion, axis1=2, axis2=3) / confusion.sum((2, 3))
+    members |= {"labels": np.full(samples, -1), "correct": right.astype(np.float32)}
+    members |= {"measures": np.zeros((exits, samples, 5), np.float32), "confusion": confusion}
+    np.savez(path, **members)
+    table = tables.exit_table(read_sources(folders))
+    assert table.header[2:5] == ("test accuracy (%)", "test mIoU (%)", "test pixel accuracy (%)")
+    for k, row in enumerate(table.rows):
+        total = confusion[k].sum(0)
+        hits = np.diag(total)
+        iou = (hits / (total.sum(0) + total.sum(1) - hits)).mean()
+        expected = (right[k].mean(), iou, hits.sum() / total.sum())
+        assert row[2:5] == tuple(f"{100 * value:.2f}" for value in expected)
+
+
+def test_several_trainings_are_one_table_with_deviations(folders, tmp_path):
+    copy = shutil.copytree(folders[0], tmp_path / "second")
+    with np.load(copy / "predictions" / "test.npz") as stored:
+        members = {name: stored[name] for name in stored.files}
+    members["labels"] = np.roll(members["labels"], 1)
+    np.savez(copy / "predictions" / "test.npz", **members)
+    table = tables.exit_table(read_sources([*folders, copy]))
+    shares = []
+    for folder in (folders[0], copy):
+        with np.load(folder / "predictions" / "test.npz") as stored:
+            shares.append(100 * (stored["probs"].argmax(-1) == stored["labels"]).mean(1))
+    means, deviations = np.mean(shares, 0), np.std(shares, 0, ddof=1)
+    expected = [f"{m:.2f} ± {s:.2f}" for m, s in zip(means, deviations, strict=True)]
+    assert [row[2] for row in table.rows] == expected
+    assert "n = 2 trainings" in table.note
