@@ -53,7 +53,13 @@ def vote(classes: Int[Array, "exits samples"]) -> Float[Array, " samples"]:
 def patience(classes: Int[Array, "exits samples"]) -> Float[Array, " samples"]:
     """How many exits in a row, ending with the last one given, name that one's class."""
     agree = (classes == classes[-1:])[::-1]
-    return jnp.cumprod(agree.astype(jnp.int32), axis=0).sum(0).astype(jnp.float32)
+    unbroken = jnp.ones(classes.shape[1:], bool)
+    count = jnp.zeros(classes.shape[1:], jnp.float32)
+    # A cumulative product would be a windowed reduction, slow to compile for an image's pixels.
+    for each in agree:
+        unbroken = unbroken & each
+        count = count + unbroken
+    return count
 
 
 @jax.jit
