@@ -1,18 +1,25 @@
 """Batches made ahead of their use, by processes of their own."""
 
 import contextlib
+import functools
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grain
+import numpy as np
 from absl import flags
+from grain.multiprocessing import SharedMemoryArray
 
 from eenet_jax.data.split import Batch
 from eenet_jax.errors import InputError
 
 # Batches that a worker has ready besides the one it makes.
 _READY = 1
+# Where Linux keeps shared memory as files, and from how many bytes on that is of use.
+_SHARED_MEMORY = Path("/dev/shm")
+_LARGE = 2**20
 
 
 class ReadAhead(grain.DatasetIterator[Batch]):
@@ -49,7 +56,8 @@ class ReadAhead(grain.DatasetIterator[Batch]):
         # Grain asks absl for flags of its own, which nobody has parsed outside of absl's `app`.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        batches = grain.MapDataset.range(self._next, self._stop).map(self._make)
+        make = functools.partial(_make_shared, self._make)
+        batches = grain.MapDataset.range(self._next, self._stop).map(make)
         in_line = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(
             num_workers=self._workers, per_worker_buffer_size=_READY
@@ -78,6 +86,25 @@ class ReadAhead(grain.DatasetIterator[Batch]):
         # Nothing is left to close where the interpreter is on its way out.
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _make_shared(make: Callable[[int], Batch], number: int) -> Batch:
+    """A batch whose large arrays lie where the main process can see them."""
+    return {
+        name: _shared(array) if array.nbytes >= _LARGE and _SHARED_MEMORY.is_dir() else array
+        for name, array in make(number).items()
+    }
+
+
+def _shared(array: np.ndarray) -> np.ndarray:
+    # Grain would copy it, and does where this isn't done. Writing to the file instead of to its
+    # mapped memory spares the processor a page fault for every 4 kB: half the time of the copy.
+    shared = SharedMemoryArray(array.shape, array.dtype)
+    with open(_SHARED_MEMORY / shared.metadata.name, "r+b", buffering=0) as file:
+        content = np.ascontiguousarray(array).data.cast("B")
+        while content:
+            content = content[file.write(content) :]
+    return shared
 
 
 def _killed(workers: int) -> InputError:
