@@ -34,11 +34,13 @@ def _check_types(settings: Any, section: str) -> None:
         bool: ((bool,), "bool"),
     }
     for field in dataclasses.fields(settings):
-        if field.type not in plain:
+        value = getattr(settings, field.name)
+        kind = int if field.type == int | None else field.type
+        if kind not in plain or (value is None and kind is not field.type):
             continue
-        value, (accepted, word) = getattr(settings, field.name), plain[field.type]
+        accepted, word = plain[kind]
         # A bool passes for an int in Python, and is a slip here.
-        slip = isinstance(value, bool) and field.type is not bool
+        slip = isinstance(value, bool) and kind is not bool
         holds = isinstance(value, accepted) and not slip
         _require(holds, f"{section}{field.name}", value, f"give one of type {word}")
 
@@ -96,7 +98,9 @@ class DataConfig:
             f"choose one of {', '.join(AUGMENTATIONS)}",
         )
         _require(
-            len(self.crop_shape) in (0, 2) and all(side >= 1 for side in self.crop_shape),
+            isinstance(self.crop_shape, tuple | list)
+            and len(self.crop_shape) in (0, 2)
+            and all(type(side) is int and side >= 1 for side in self.crop_shape),
             "data.crop_shape",
             self.crop_shape,
             "give height and width in pixels, or nothing",
@@ -185,12 +189,9 @@ class TrainingConfig:
             ("distillation_start", self.distillation_start),
         ):
             _require(0 <= value <= 1, f"training.{name}", value, "give a number from 0 to 1")
-        _require(
-            math.isfinite(self.learning_rate),
-            "training.learning_rate",
-            self.learning_rate,
-            "give a finite number",
-        )
+        for name in ("learning_rate", "clip_norm"):
+            value = getattr(self, name)
+            _require(math.isfinite(value), f"training.{name}", value, "give a finite number")
         self._check_schedule()
         self._check_choices()
 

@@ -1,5 +1,7 @@
 """The one error a user is meant to read."""
 
+import sys
+
 
 class InputError(ValueError):
     """Bad input: a single line that names the offending value and the remedy.
@@ -10,3 +12,8 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"warning: {message}", file=sys.stderr)

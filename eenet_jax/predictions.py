@@ -12,10 +12,10 @@ from eenet_jax.config import ExperimentConfig
 from eenet_jax.data import datasets, inputs, pipeline
 from eenet_jax.data.split import Split
 from eenet_jax.dense import summarise
-from eenet_jax.errors import InputError
+from eenet_jax.errors import InputError, warn
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.training.checkpoint import Checkpoints
-from eenet_jax.training.loop import build_network, check_fits, warn
+from eenet_jax.training.network import build_network, check_fits
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.run import RunFolder
 from eenet_jax.training.state import create_state
@@ -59,7 +59,8 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
         abstract = jax.eval_shape(lambda: create_state(network.init, made, key))
         restored = checkpoints.restore(abstract, network)
     if restored is None:
-        raise InputError(f"'{run}' has no checkpoint yet: finish `eenet train` first")
+        first = " (it selects the best epoch, and none has ended)" if best else ""
+        raise InputError(f"'{run}' has no checkpoint yet{first}: finish `eenet train` first")
     state, metadata = restored
     if not folder.summary():
         print(f"note: '{run}' is not finished; these are its weights after step {metadata['step']}")
@@ -67,11 +68,13 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
 
 
 def _built(checkpoints: Checkpoints, config: ExperimentConfig) -> MultiExitNetwork:
-    """The run's network: as its checkpoints say, for images may be of another size than usual."""
-    saved = checkpoints.saved_network()
-    if saved is None:
-        return build_network(config, datasets.get_configured(config.data))
-    return networks.build(saved["family"], **saved["settings"])
+    """The run's network; its checkpoints know the size of the images, which may be unusual."""
+    network = build_network(config, datasets.get_configured(config.data))
+    saved = checkpoints.saved_network() or {}
+    shape = saved.get("settings", {}).get("input_shape")
+    if shape is None:
+        return network
+    return networks.build(network.family, **{**network.settings, "input_shape": shape})
 
 
 def predict_split(
@@ -149,7 +152,7 @@ def predict(
     network, variables, metadata = load_network(run)
     paths = []
     for split in opened:
-        check_fits(network, split, config.data.max_length)
+        check_fits(network, split, config)
         found = predict_split(network, variables, split, config.data.eval_batch_size)
         meta = {
             "dataset": config.data.dataset,

@@ -20,7 +20,7 @@ from eenet_jax.config import (
 )
 from eenet_jax.data import datasets
 from eenet_jax.errors import InputError
-from eenet_jax.training.loop import build_network
+from eenet_jax.training.network import build_network
 
 CONFIGS = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("*.py"))
 

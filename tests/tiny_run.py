@@ -9,7 +9,7 @@ import numpy as np
 from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig, TrainingConfig
 from eenet_jax.data import datasets, pipeline
 from eenet_jax.training.checkpoint import Checkpoints, describe
-from eenet_jax.training.loop import build_network
+from eenet_jax.training.network import build_network
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.run import RunFolder
 from eenet_jax.training.state import create_state

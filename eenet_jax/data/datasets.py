@@ -133,13 +133,24 @@ def get_configured(config: DataConfig) -> DatasetSpec:
     """The data set as a run's settings ask for it: where crops are resized, the crop's size counts.
 
     Raises:
-      InputError: there is no such set.
+      InputError: there is no such set, or settings mean nothing for it.
     """
     spec = get(config.dataset)
+    spec.check(config)
     if not config.crop_shape or spec.augmentation != "resized_crop_flip":
         return spec
     height, width = config.crop_shape
     return dataclasses.replace(spec, image_shape=(height, width, spec.image_shape[-1]))
+
+
+def resolved(config: DataConfig) -> DataConfig:
+    """The settings with the data set's own in place of those that were left open."""
+    spec = get(config.dataset)
+    return dataclasses.replace(
+        config,
+        augmentation=config.augmentation or spec.augmentation,
+        val_size=spec.val_size if config.val_size is None else config.val_size,
+    )
 
 
 def prepare(

@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import os
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from eenet_jax.config import DataConfig
 from eenet_jax.data import image_tree
 from eenet_jax.data.imagenet_classes import WNIDS
 from eenet_jax.data.photographs import Encoded, PhotographSplit, Store, photograph_split
-from eenet_jax.data.split import DatasetSpec, Format
+from eenet_jax.data.split import DatasetSpec, Format, warn_of_counts
 from eenet_jax.errors import InputError
 
 # Our split → what the publisher calls it. The publisher's own test split has no labels.
@@ -37,7 +36,8 @@ class ImageNet(Format):
             )
         root = Path(os.path.abspath(source))
         parts = tuple(_IN_TREE.values())
-        _warn_of_counts(spec, image_tree.write_index(root, parts, spec.class_names, folder))
+        found = image_tree.write_index(root, parts, spec.class_names, folder)
+        warn_of_counts(spec.name, found, _PUBLISHED)
 
     def read(
         self, spec: DatasetSpec, folder: Path, part: str, settings: DataConfig
@@ -48,17 +48,6 @@ class ImageNet(Format):
             return photograph_split(spec, part, store, len(store), settings)
         store = RecordStore(folder=str(folder), part=_IN_TFDS[part])
         return photograph_split(spec, part, store, _check_records(spec, store), settings)
-
-
-def _warn_of_counts(spec: DatasetSpec, found: Mapping[str, int]) -> None:
-    """A part of the set is of use, but its results are not to be taken for the set's."""
-    for part, images in found.items():
-        if images != _PUBLISHED[part]:
-            print(
-                f"warning: {part} of {spec.name} has {images:,} images here,"
-                f" {_PUBLISHED[part]:,} at its publisher's",
-                file=sys.stderr,
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.config import DataConfig
 from eenet_jax.data.builders import segmentation_tree
 from eenet_jax.data.builders.segmentation_tree import IGNORED, Tree, TreeLayout
-from eenet_jax.data.split import Batch, DatasetSpec, Format, Split
+from eenet_jax.data.split import Batch, DatasetSpec, Format, Split, warn_of_counts
 from eenet_jax.data.statistics import channel_statistics
 from eenet_jax.errors import InputError
 
@@ -123,7 +122,8 @@ class DecodedTree(Format):
         pixels = {part: _write_arrays(spec, tree, part, shape, folder) for part in tree.names}
         mean, std = channel_statistics(np.load(_images(folder, "train"), mmap_mode="r"))
         _write_index(spec, tree, shape, pixels, folder, {"mean": mean, "std": std})
-        _warn_of_counts(tree, self.published)
+        found = {part: len(names) for part, names in tree.names.items()}
+        warn_of_counts(tree.layout.name, found, self.published)
 
     def read(
         self, spec: DatasetSpec, folder: Path, part: str, settings: DataConfig
@@ -166,7 +166,8 @@ class TreeInPlace(Format):
         shape = _first_size(tree)
         pixels = {part: _check_files(spec, tree, part, shape) for part in tree.names}
         _write_index(spec, tree, shape, pixels, folder, {})
-        _warn_of_counts(tree, self.published)
+        found = {part: len(names) for part, names in tree.names.items()}
+        warn_of_counts(tree.layout.name, found, self.published)
 
     def read(
         self, spec: DatasetSpec, folder: Path, part: str, settings: DataConfig
@@ -279,14 +280,3 @@ def _write_index(
         "files": tree.names,
     }
     write_json(folder / INDEX, index)
-
-
-def _warn_of_counts(tree: Tree, published: Mapping[str, int]) -> None:
-    """A part of a set is of use, but its results are not to be taken for the set's."""
-    for part, names in tree.names.items():
-        if len(names) != published[part]:
-            print(
-                f"warning: {part} of {tree.layout.name} has {len(names):,} images here,"
-                f" {published[part]:,} at its publisher's",
-                file=sys.stderr,
-            )

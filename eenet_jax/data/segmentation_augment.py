@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, Int32, Key, UInt8
 
+from eenet_jax.data.builders.segmentation_tree import IGNORED
 from eenet_jax.errors import InputError
 from eenet_jax.types import Array
 
-IGNORED = -1
 LEAST_SCALE, GREATEST_SCALE = 0.5, 2.0
 
 AUGMENTATIONS = ("none", "scale_crop_flip")

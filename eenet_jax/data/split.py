@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from eenet_jax.config import DataConfig
+from eenet_jax.errors import InputError, warn
 
 Batch = dict[str, np.ndarray]
 
@@ -22,8 +24,9 @@ class DatasetSpec:
       class_names: In label order.
       kind: What a sample is: an image, a text, or an image whose every pixel has a label.
       image_shape: (height, width, channels) as the network sees it; empty for text.
-      mean: Per channel, over the publisher's whole training split (validation included), in
-        units in which the greatest pixel value is 1; empty for text.
+      mean: Per channel, in units in which the greatest pixel value is 1; empty for text. Over
+        the publisher's whole training split (validation included), or what is published with
+        the networks that are trained on the set.
       std: Deviation, likewise.
       augmentation: Of training samples by default, a name that `DataConfig` takes.
       val_size: How many training samples are held out for validation by default; None where
@@ -43,6 +46,37 @@ class DatasetSpec:
     def num_classes(self) -> int:
         """C."""
         return len(self.class_names)
+
+    @property
+    def augmentations(self) -> tuple[str, ...]:
+        """Those that its training samples can have."""
+        if self.kind == "text":
+            return ("none",)
+        if self.kind == "segmentation":
+            return ("none", "scale_crop_flip")
+        if self.augmentation == "resized_crop_flip":
+            return ("none", "resized_crop_flip")
+        return ("none", "shift", "pad_crop_flip")
+
+    def check(self, config: DataConfig) -> None:
+        """Raise InputError where settings mean nothing for this set, and would be ignored."""
+        chosen = config.augmentation or self.augmentation
+        if chosen not in self.augmentations:
+            raise InputError(
+                f"data.augmentation is '{chosen}', which {self.name} can't have: choose one of"
+                f" {', '.join(self.augmentations)}"
+            )
+        crops = {"scale_crop_flip", "resized_crop_flip"} & set(self.augmentations)
+        if config.crop_shape and not crops:
+            raise InputError(
+                f"data.crop_shape is {tuple(config.crop_shape)}, but {self.name} is never cropped"
+                " to a size: leave it out"
+            )
+        if config.crop_shape and self.kind == "segmentation" and chosen == "none":
+            raise InputError(
+                f"data.crop_shape is {tuple(config.crop_shape)} with augmentation 'none': leave one"
+                " of them out"
+            )
 
     def describe(self) -> str:
         """One line for a list of data sets."""
@@ -124,3 +158,16 @@ class Format(abc.ABC):
           InputError: a setting doesn't fit the set.
           OSError, RuntimeError, ValueError, KeyError, TypeError: the folder is damaged.
         """
+
+
+def warn_of_counts(name: str, found: Mapping[str, int], published: Mapping[str, int]) -> None:
+    """Say where there are more or fewer samples than the publisher's.
+
+    A part of a set is of use, but its results are not to be taken for the set's.
+    """
+    for part, count in found.items():
+        if count != published[part]:
+            warn(
+                f"{part} of {name} has {count:,} images here, {published[part]:,} at its"
+                " publisher's"
+            )

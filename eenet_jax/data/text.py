@@ -29,7 +29,7 @@ class TextSplit(Split):
       tokens: Of all texts, one after the other, special ones included, int32.
       starts: Where each text begins, and where the last one ends, int64.
       labels: int32 [samples].
-      vocab_size: Of the tokenizer.
+      vocab_size: One more than the tokenizer's greatest id.
       pad_id: The id that fills up a batch; masked, so that it never counts.
     """
 
@@ -188,6 +188,7 @@ def _tokenised(path: Path, tokenizer_file: Path, max_length: int, stamps: tuple[
         tokens,
         starts,
         np.asarray(stored["labels"], np.int32),
-        tokenizer.get_vocab_size(),
+        # Ids may have gaps: what counts is the greatest.
+        max(tokenizer.get_vocab().values()) + 1,
         0 if pad_id is None else pad_id,
     )

@@ -133,7 +133,7 @@ def published_tensors(network: MultiExitNetwork) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     given: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], whose: str
 ) -> None:
-    """Raise InputError where tensors are missing, left over, or of another shape.
+    """Raise InputError where tensors are missing, left over, of another shape, or not finite.
 
     Args:
       given: By name.
@@ -147,7 +147,12 @@ def check_tensors(
         for name, shape in expected.items()
         if name in given and given[name].shape != shape
     ]
-    faults = {"missing": missing, "left over": extra, "misshapen": misshapen}
+    broken = [
+        name
+        for name, value in given.items()
+        if name in expected and not np.isfinite(np.asarray(value, np.float32)).all()
+    ]
+    faults = {"missing": missing, "left over": extra, "misshapen": misshapen, "not finite": broken}
     if any(faults.values()):
         found = "; ".join(f"{what}: {', '.join(names)}" for what, names in faults.items() if names)
         raise InputError(f"these weights are not {whose} ({found})")

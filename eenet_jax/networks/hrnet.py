@@ -19,6 +19,7 @@ from eenet_jax.networks.bilinear import resize_bilinear
 from eenet_jax.networks.contract import MultiExitNetwork
 from eenet_jax.networks.layers import BatchNorm, Conv
 from eenet_jax.networks.resnet import Block
+from eenet_jax.networks.stems import image_shape
 
 NUM_STAGES = 4
 
@@ -225,6 +226,7 @@ def build_hrnet(
         modules.
     """
     _check_stages(stage_modules, stage_blocks)
+    height, width_px, channels = image_shape(input_shape, "imagenet")
     settings = {
         "width": width,
         "stage_modules": list(stage_modules),
@@ -247,7 +249,7 @@ def build_hrnet(
         settings=settings,
         stages=(FirstStage(stem_channels, bottleneck_width, stage_blocks[0]), *later),
         heads=(head,) * NUM_STAGES,
-        input_shape=tuple(input_shape),
+        input_shape=(height, width_px, channels),
         dense=True,
     )
 

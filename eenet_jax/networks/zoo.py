@@ -100,7 +100,15 @@ def build(name: str, **overrides: Any) -> MultiExitNetwork:
             )
     chosen = {**settings, **overrides}
     check_settings(name, chosen)
-    return builder(**chosen)
+    return builder(**{setting: _plain(value) for setting, value in chosen.items()})
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's integers, which JSON has no word for, as Python's."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return int(value) if integer else value
 
 
 def check_settings(name: str, settings: Mapping[str, Any]) -> None:

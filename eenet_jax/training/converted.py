@@ -1,5 +1,6 @@
 """Weights of another framework → a run's folder, as if it had been trained here."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ import jax
 
 from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig
 from eenet_jax.data import datasets
-from eenet_jax.errors import InputError
+from eenet_jax.data.text import tokenizer_path
+from eenet_jax.errors import InputError, warn
 from eenet_jax.networks.convert import from_torch, skipped_tensors
 from eenet_jax.networks.weight_files import read_weights
 from eenet_jax.training.checkpoint import Checkpoints, describe
-from eenet_jax.training.loop import build_network, warn
+from eenet_jax.training.network import build_network
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.run import RunFolder
 from eenet_jax.training.state import create_state
+
+GREATEST_LENGTH = 2**31 - 1
 
 # The data set that a preset's published weights were trained on.
 DATASETS = {
@@ -66,13 +70,18 @@ def convert_weights(
     folder = RunFolder(Path(out))
     if folder.path.exists() and any(folder.path.iterdir()):
         raise InputError(f"'{out}' is not empty: give another --out")
+    spec = datasets.get(dataset)
+    if spec.kind == "text" or tokenizer:
+        tokenizer_path(tokenizer)  # Raises where there is none, before anything is written.
     config = ExperimentConfig(
         name=folder.path.resolve().name,
         data=DataConfig(dataset=dataset, tokenizer=tokenizer),
         network=NetworkConfig(name=network, overrides=dict(overrides or {})),
     )
+    made = build_network(config, spec)
+    longest = min(config.data.max_length, made.settings.get("max_positions", GREATEST_LENGTH))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=longest))
     weights = read_weights(path)
-    made = build_network(config, datasets.get(dataset))
     variables = from_torch(made, weights)
     _write(folder, config, made, variables, data_dir, str(path))
     return skipped_tensors(made, weights)

@@ -1,9 +1,7 @@
 """The training loop."""
 
 import contextlib
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +11,18 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eenet_jax import networks
 from eenet_jax.config import ExperimentConfig
 from eenet_jax.data import datasets, pipeline
-from eenet_jax.data.split import DatasetSpec, Split
-from eenet_jax.data.text import TextSplit
-from eenet_jax.errors import InputError
-from eenet_jax.networks import MultiExitNetwork, Variables
+from eenet_jax.errors import InputError, warn
 from eenet_jax.training import step as steps
 from eenet_jax.training.checkpoint import Checkpoints, describe
 from eenet_jax.training.metrics import MetricsLog, Window
+from eenet_jax.training.network import build_network, check_fits, initial_weights
 from eenet_jax.training.optimizer import learning_rate, optimizer
 from eenet_jax.training.run import RunFolder
 from eenet_jax.training.state import TrainState, create_state
 
 LOG_EVERY = 50
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
 
 
 def train(config: ExperimentConfig, out: str | Path, data_dir: str | Path = "data") -> TrainState:
@@ -50,13 +40,13 @@ def train(config: ExperimentConfig, out: str | Path, data_dir: str | Path = "dat
       InputError: the data set is not prepared, the folder holds another run, or the loss
         became NaN (the last good checkpoint is kept).
     """
-    splits = {
-        name: datasets.open_config_split(config.data, name, data_dir) for name in ("train", "val")
-    }
-    network = build_network(config, splits["train"].spec)
-    check_fits(network, splits["train"], config.data.max_length)
-    start = initial_weights(config, network)
     folder = RunFolder(Path(out))
+    data = folder.own_tokenizer(config.data)
+    splits = {name: datasets.open_config_split(data, name, data_dir) for name in ("train", "val")}
+    network = build_network(config, splits["train"].spec)
+    check_fits(network, splits["train"], config)
+    # A run that goes on has its weights, wherever the encoder is by now.
+    start = network.init if folder.has_begun() else initial_weights(config, network)
     batches = pipeline.train_batches(
         splits["train"], batch_size=config.data.batch_size, seed=config.seed
     )
@@ -71,73 +61,6 @@ def train(config: ExperimentConfig, out: str | Path, data_dir: str | Path = "dat
         Checkpoints(folder.best, 1, warn) as best,
     ):
         return trainer.run(batches, checkpoints, best)
-
-
-def build_network(config: ExperimentConfig, spec: DatasetSpec) -> MultiExitNetwork:
-    """The config's network, for the data set's classes and image size.
-
-    Raises:
-      InputError: its overrides are not for this data set.
-    """
-    settings: dict[str, Any] = {"num_classes": spec.num_classes}
-    if spec.kind != "text":
-        settings["input_shape"] = spec.image_shape
-    network = networks.build(config.network.name, **{**settings, **config.network.overrides})
-    wanted = "tokens" if spec.kind == "text" else "image"
-    if network.inputs != wanted:
-        raise InputError(
-            f"network '{config.network.name}' takes {network.inputs}, but {spec.name} has"
-            f" {spec.describe()}: choose another network or data set"
-        )
-    sides_differ = spec.kind != "text" and network.input_shape != tuple(spec.image_shape)
-    if network.num_classes != spec.num_classes or sides_differ:
-        raise InputError(
-            f"network '{config.network.name}' takes {network.input_shape} and gives"
-            f" {network.num_classes} classes, but {spec.name} has {spec.image_shape or 'texts'} and"
-            f" {spec.num_classes}: drop those overrides"
-        )
-    return network
-
-
-def check_fits(network: MultiExitNetwork, split: Split, max_length: int) -> None:
-    """Raise InputError where a split's tokens are none of the network's."""
-    if not isinstance(split, TextSplit):
-        return
-    vocab_size, positions = network.settings["vocab_size"], network.settings["max_positions"]
-    if split.vocab_size > vocab_size:
-        raise InputError(
-            f"the tokenizer has {split.vocab_size:,} tokens, the network's vocab_size is"
-            f" {vocab_size:,}: give the tokenizer that belongs to the encoder"
-        )
-    if max_length > positions:
-        raise InputError(
-            f"data.max_length is {max_length}, the network's max_positions is {positions}:"
-            f" give {positions} or fewer"
-        )
-
-
-def initial_weights(
-    config: ExperimentConfig, network: MultiExitNetwork
-) -> Callable[[jax.Array], Variables]:
-    """PRNG key → the weights that training starts from: fresh, or a pretrained encoder's.
-
-    Raises:
-      InputError: the pretrained encoder is another network's.
-    """
-    if not config.network.pretrained:
-        return network.init
-    chosen = dict(network.settings)
-    made, start = networks.from_huggingface(
-        config.network.pretrained, **{name: chosen[name] for name in networks.FINE_TUNING_SETTINGS}
-    )
-    differing = [name for name in chosen if made.settings[name] != chosen[name]]
-    if differing:
-        found = ", ".join(f"{name} {made.settings[name]}" for name in differing)
-        raise InputError(
-            f"the encoder in '{config.network.pretrained}' has {found}: give the network the same"
-            " by `--build`, or in the config's overrides"
-        )
-    return start
 
 
 def evaluate(step: steps.EvalStep, variables: Any, split: Any, batch_size: int) -> dict[str, Any]:

@@ -54,14 +54,17 @@ def mean_per_sample(
 
 
 def self_distillation(
-    logits: Float[Array, "exits batch *dense classes"], temperature: float
+    logits: Float[Array, "exits batch *dense classes"],
+    labelled: Bool[Array, "batch *dense"],
+    temperature: float,
 ) -> Float[Array, ""]:
     """T² · Σ_{k<K} KL(last exit ‖ exit k) at temperature T (Hinton et al. 2015).
 
-    The KL is a sum over classes and a mean over samples (and pixels); no gradient flows
-    through the teacher.
+    The KL is a sum over classes and a mean over samples, or over labelled pixels; no gradient
+    flows through the teacher.
     """
     scaled = jax.nn.log_softmax(logits / temperature)
     teacher = jax.lax.stop_gradient(scaled[-1])
     divergence = jnp.sum(jnp.exp(teacher)[None] * (teacher[None] - scaled[:-1]), -1)
-    return temperature**2 * divergence.mean(tuple(range(1, divergence.ndim))).sum()
+    total = jnp.where(labelled[None], divergence, 0.0).sum()
+    return temperature**2 * total / jnp.maximum(labelled.sum(), 1)

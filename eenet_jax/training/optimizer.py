@@ -3,12 +3,21 @@
 import optax
 
 from eenet_jax.config import TrainingConfig
+from eenet_jax.errors import InputError
 
 
 def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:
-    """Step → learning rate: a linear warm-up, then one of the schedules."""
+    """Step → learning rate: a linear warm-up, then one of the schedules.
+
+    Raises:
+      InputError: the warm-up is the whole training.
+    """
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
+    if warmup >= total:
+        raise InputError(
+            f"training.warmup_epochs {config.warmup_epochs} is all of the {total} steps: give less"
+        )
     if config.schedule in ("linear", "poly"):
         power = 1.0 if config.schedule == "linear" else 0.9
         decay = optax.polynomial_schedule(config.learning_rate, 0.0, power, total - warmup)

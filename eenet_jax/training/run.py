@@ -9,9 +9,14 @@ from typing import Any
 from eenet_jax import config as configs
 from eenet_jax.artifacts import read_json, replacing, write_json
 from eenet_jax.config import DataConfig, ExperimentConfig
-from eenet_jax.data import text
+from eenet_jax.data import datasets, text
 from eenet_jax.environment import environment
 from eenet_jax.errors import InputError
+
+
+def _meaning(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings as JSON, those left to the data set filled in."""
+    return dataclasses.replace(config, data=datasets.resolved(config.data)).to_json()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +50,7 @@ class RunFolder:
             write_json(described, {**config.to_json(), "data_dir": data_dir})
             return
         # Through the dataclasses, so that a setting added since then counts as its default.
-        old = self.config()[0].to_json()
-        found = configs.differences(old, config.to_json())
+        found = configs.differences(_meaning(self.config()[0]), _meaning(config))
         if found:
             raise InputError(
                 f"'{self.path}' holds a run of another config ({'; '.join(found)}): give another"
@@ -67,11 +71,19 @@ class RunFolder:
         data_dir = value.pop("data_dir", "data")
         return configs.from_json(value), data_dir
 
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+
     def keep_tokenizer(self, data: DataConfig) -> None:
-        """Copy the tokenizer of a run on texts, so that the folder can be used by itself."""
-        if data.tokenizer:
+        """Copy the tokenizer of a run on texts, so that the folder can be used by itself.
+
+        One that is there already stays: a run's tokens never change.
+        """
+        kept = self.path / text.TOKENIZER_FILE
+        if data.tokenizer and not kept.exists():
             source = text.tokenizer_path(data.tokenizer)
-            with replacing(self.path / text.TOKENIZER_FILE) as aside:
+            with replacing(kept) as aside:
                 shutil.copyfile(source, aside)
 
     def own_tokenizer(self, data: DataConfig) -> DataConfig:

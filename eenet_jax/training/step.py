@@ -48,7 +48,9 @@ def make_train_step(
         loss = losses.joint_cross_entropy(logits, labels, weights)
         if settings.distillation_weight > 0:
             share = settings.distillation_weight * (state.step >= distil_from)
-            loss += share * losses.self_distillation(logits, settings.distillation_temperature)
+            loss += share * losses.self_distillation(
+                logits, labels >= 0, settings.distillation_temperature
+            )
         return loss, (logits, statistics)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

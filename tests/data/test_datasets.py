@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from eenet_jax.config import DataConfig
 from eenet_jax.data import datasets
 from eenet_jax.data.permutation import permutation
 from eenet_jax.data.statistics import channel_statistics
@@ -110,3 +111,12 @@ def test_permutations_are_fixed_for_ever():
     assert sorted(permutation(1_000, 7).tolist()) == list(range(1_000))
     with pytest.raises(InputError, match="seed -1"):
         permutation(8, -1)
+
+
+@pytest.mark.parametrize("name", ["resized_crop_flip", "scale_crop_flip"])
+def test_an_augmentation_that_a_set_cannot_have_is_refused(name):
+    config = DataConfig(dataset="digits", augmentation=name)
+    with pytest.raises(InputError, match=f"'{name}', which digits can't have: choose one of none"):
+        datasets.open_config_split(config, "train", "data")
+    with pytest.raises(InputError, match=r"crop_shape is \(4, 4\), but digits is never cropped"):
+        datasets.open_config_split(DataConfig(dataset="digits", crop_shape=(4, 4)), "test", "data")

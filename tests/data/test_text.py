@@ -1,5 +1,8 @@
 """Texts: the publishers' files, tokens, buckets, batches."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from text_sets import VOCABULARY, write_ag_news, write_sst2, write_tokenizer
@@ -172,6 +175,25 @@ def test_a_tokenizer_that_leaves_an_empty_text_without_tokens_is_refused(tmp_pat
     datasets.prepare("ag_news", data_dir=tmp_path, source=tmp_path)
     bare = str(write_tokenizer(tmp_path / "bare", special=False))
     with pytest.raises(InputError, match=r"adds no special tokens"):
-        datasets.open_config_split(
-            DataConfig(dataset="ag_news", tokenizer=bare), "test", tmp_path
-        )
+        datasets.open_config_split(DataConfig(dataset="ag_news", tokenizer=bare), "test", tmp_path)
+
+
+def test_what_counts_of_a_vocabulary_is_its_greatest_id(prepared, tmp_path):
+    data_dir, _, tokenizer = prepared
+    stored = json.loads((Path(tokenizer) / "tokenizer.json").read_text())
+    stored["model"]["vocab"]["h"] = 500
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
+    config = DataConfig(dataset="sst2", tokenizer=str(tmp_path))
+    assert datasets.open_config_split(config, "test", data_dir).vocab_size == 501
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"augmentation": "shift"}, r"'shift', which sst2 can't have: choose one of none"),
+        ({"crop_shape": (8, 8)}, r"crop_shape is \(8, 8\), but sst2 is never cropped"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(prepared, setting, message):
+    with pytest.raises(InputError, match=message):
+        opened(prepared, "train", **setting)

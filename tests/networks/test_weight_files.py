@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from published import state_dict
 from safetensors.numpy import save_file
+from text_sets import write_sst2, write_tokenizer
 
 from eenet_jax import cli, networks
+from eenet_jax.config import DataConfig
 from eenet_jax.data import datasets, inputs
 from eenet_jax.errors import InputError
 from eenet_jax.networks.convert import from_torch, published_tensors
@@ -54,11 +56,13 @@ def test_converted_weights_predict_the_published_logits(tmp_path, published, cap
     np.testing.assert_allclose(found.probs, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", ["missing", "left over", "misshapen"])
+@pytest.mark.parametrize("wrong", ["missing", "left over", "misshapen", "not finite"])
 def test_wrong_tensors_are_named_and_nothing_is_written(tmp_path, published, wrong, capsys):
     stored = dict(published[1])
     if wrong == "missing":
         del stored["linear.bias"]
+    elif wrong == "not finite":
+        stored["linear.bias"] = np.full(10, np.nan, np.float32)
     elif wrong == "left over":
         stored["extra.weight"] = np.zeros(3, np.float32)
     else:
@@ -118,3 +122,42 @@ def test_pytorchs_own_files(tmp_path, published):
     (tmp_path / "damaged.pth").write_bytes((tmp_path / "weights.pth.tar").read_bytes()[:900])
     with pytest.raises(InputError, match=r"damaged"):
         read_weights(tmp_path / "damaged.pth")
+
+
+def test_a_text_network_needs_its_tokenizer_and_short_positions_are_kept(tmp_path, capsys):
+    sizes = {"layers": 2, "width": 4, "heads": 2, "mlp_width": 4, "vocab_size": 12}
+    network = networks.build("bert", exit_after=(1,), num_classes=2, max_positions=8, **sizes)
+    save_file(state_dict(published_tensors(network).items()), tmp_path / "bert.safetensors")
+    typed = [f"{name}={value}" for name, value in sizes.items()]
+    options = ["convert", str(tmp_path / "bert.safetensors"), "--network", "bert", "--dataset"]
+    options += ["sst2", "--build", *typed, "exit_after=1,", "max_positions=8"]
+    options += ["--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        cli.main(options)
+    assert "data.tokenizer is empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*options, "--tokenizer", str(tmp_path / "absent")])
+    assert not (tmp_path / "run").exists()
+    write_sst2(tmp_path / "SST-2", sizes=(5, 4, 6))
+    datasets.prepare("sst2", data_dir=tmp_path / "data", source=tmp_path)
+    tokenizer = write_tokenizer(tmp_path / "encoder")
+    cli.main([*options, "--tokenizer", str(tokenizer), "--data-dir", str(tmp_path / "data")])
+    (path,) = predict(tmp_path / "run", splits=("test",))
+    found = ExitPredictions.load(path)
+    test = datasets.open_split(
+        "sst2",
+        "test",
+        data_dir=tmp_path / "data",
+        settings=DataConfig(dataset="sst2", tokenizer=str(tokenizer), max_length=8),
+    )
+    x = inputs.evaluation_inputs(test.gather(np.arange(6)), test.spec)
+    variables = from_torch(network, state_dict(published_tensors(network).items()))
+    expected = jax.nn.softmax(jax.jit(network.apply)(variables, x))
+    np.testing.assert_allclose(found.probs, expected, atol=1e-6)
+
+
+def test_a_file_of_another_kind_under_a_known_name_is_refused(tmp_path):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "weights.npz")
+    with pytest.raises(InputError, match=r"no readable"):
+        read_weights(tmp_path / "weights.npz")

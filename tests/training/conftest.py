@@ -8,6 +8,7 @@ from tiny_run import STEPS_PER_EPOCH, tiny_config
 from eenet_jax.data import datasets
 from eenet_jax.training import loop
 from eenet_jax.training import step as steps
+from eenet_jax.training.network import build_network
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.state import TrainState, create_state
 
@@ -19,7 +20,7 @@ class Compiled:
         config, spec = tiny_config(), datasets.get("digits")
         made = optimizer(config.training, STEPS_PER_EPOCH)
         total = config.training.epochs * STEPS_PER_EPOCH
-        self.network = loop.build_network(config, spec)
+        self.network = build_network(config, spec)
         self.train_step = steps.make_train_step(self.network, made, config, spec, total)
         self.eval_step = steps.make_eval_step(self.network, config, spec)
         self.fresh = create_state(self.network.init, made, jax.random.key(config.seed))

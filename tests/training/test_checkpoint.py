@@ -16,6 +16,7 @@ from eenet_jax.predictions import load_network
 from eenet_jax.training import loop
 from eenet_jax.training.checkpoint import FILE_DIGESTS, Checkpoints, digest
 from eenet_jax.training.metrics import MetricsLog, Window, read_metrics
+from eenet_jax.training.network import build_network
 from eenet_jax.training.run import RunFolder
 
 
@@ -209,7 +210,7 @@ def test_a_network_for_other_images_is_refused():
     config = tiny_config()
     network = dataclasses.replace(config.network, overrides={"num_classes": 7})
     with pytest.raises(InputError, match="7 classes, but digits has"):
-        loop.build_network(dataclasses.replace(config, network=network), datasets.get("digits"))
+        build_network(dataclasses.replace(config, network=network), datasets.get("digits"))
 
 
 def test_metrics_cut_off_are_dropped_and_later_lines_too(tmp_path):
@@ -236,3 +237,15 @@ def test_a_window_averages_its_steps_and_names_the_first_bad_one():
         window.add({"loss": jnp.asarray(loss), "accuracy": jnp.zeros(2)})
     with pytest.raises(InputError, match="the loss is inf at step 4"):
         window.take(5)
+
+
+def test_a_setting_left_to_the_data_set_is_the_same_setting(tmp_path):
+    written = tiny_config()
+    data = dataclasses.replace(written.data, val_size=300)
+    written = dataclasses.replace(written, data=data)
+    RunFolder(tmp_path).claim(written, "data")
+    left_open = dataclasses.replace(data, val_size=None, augmentation=None)
+    RunFolder(tmp_path).claim(dataclasses.replace(written, data=left_open), "data")
+    other = dataclasses.replace(left_open, augmentation="none")
+    with pytest.raises(InputError, match=r"data.augmentation: shift → none"):
+        RunFolder(tmp_path).claim(dataclasses.replace(written, data=other), "data")

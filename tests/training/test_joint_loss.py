@@ -5,11 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eenet_jax.training.losses import exit_weights, joint_cross_entropy, self_distillation
+from eenet_jax.training.losses import (
+    cross_entropies,
+    exit_weights,
+    joint_cross_entropy,
+    mean_per_sample,
+    self_distillation,
+)
 
 RANDOM = np.random.default_rng(0)
 LOGITS = (3 * RANDOM.normal(size=(3, 5, 4))).astype(np.float32)
 LABELS = RANDOM.integers(0, 4, 5).astype(np.int32)
+ALL = np.ones(5, bool)
 
 
 def softmax(x):
@@ -47,21 +54,45 @@ def test_distillation_sums_over_classes_and_exits_and_averages_over_samples(temp
     for k in range(2):
         student = softmax(LOGITS[k] / temperature)
         total += np.mean([np.sum(teacher[n] * np.log(teacher[n] / student[n])) for n in range(5)])
-    value = float(self_distillation(LOGITS, temperature))
+    value = float(self_distillation(LOGITS, ALL, temperature))
     assert value == pytest.approx(temperature**2 * total, rel=1e-5)
 
 
 def test_a_student_that_agrees_with_the_teacher_costs_nothing():
     same = np.repeat(LOGITS[-1:], 3, 0)
-    assert float(self_distillation(same, 3.0)) == pytest.approx(0, abs=1e-6)
+    assert float(self_distillation(same, ALL, 3.0)) == pytest.approx(0, abs=1e-6)
 
 
 def test_no_gradient_reaches_the_teacher_and_the_students_is_the_difference_of_softmaxes():
     temperature = 3.0
-    gradient = np.asarray(jax.grad(self_distillation)(jnp.asarray(LOGITS), temperature))
+    gradient = np.asarray(jax.grad(self_distillation)(jnp.asarray(LOGITS), ALL, temperature))
     np.testing.assert_array_equal(gradient[-1], 0)
     teacher = softmax(LOGITS[-1] / temperature)
     for k in range(2):
         # d/dz of T²·KL at temperature T is T·(student - teacher), over the mean's N.
         expected = temperature * (softmax(LOGITS[k] / temperature) - teacher) / 5
         np.testing.assert_allclose(gradient[k], expected, atol=1e-6)
+
+
+def test_pixels_without_a_label_count_in_no_loss():
+    draw = np.random.default_rng(3)
+    logits = draw.normal(size=(2, 2, 3, 4, 5)).astype(np.float32)
+    labels = draw.integers(-1, 5, (2, 3, 4)).astype(np.int32)
+    kept = labels >= 0
+    assert 0 < kept.sum() < kept.size
+    flat, weights = logits[:, kept], exit_weights("linear", 2)
+    np.testing.assert_allclose(
+        joint_cross_entropy(logits, labels, weights),
+        joint_cross_entropy(flat, labels[kept], weights),
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        self_distillation(logits, kept, 3.0),
+        self_distillation(flat, np.ones(kept.sum(), bool), 3.0),
+        rtol=1e-5,
+    )
+    each, labelled = cross_entropies(logits, labels)
+    np.testing.assert_array_equal(labelled, kept)
+    per_image = mean_per_sample(each, labelled)
+    for n in range(2):
+        np.testing.assert_allclose(per_image[:, n], each[:, n][:, kept[n]].mean(1), rtol=1e-5)

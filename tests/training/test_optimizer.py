@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from eenet_jax.config import TrainingConfig
+from eenet_jax.errors import InputError
 from eenet_jax.training.optimizer import learning_rate, optimizer
 
 
@@ -89,3 +90,10 @@ def test_clipping_keeps_the_direction_and_bounds_the_whole_gradient():
         gradient = {"a": factor * jnp.asarray([3.0, 4.0]), "b": jnp.zeros(1)}
         updates, _ = updater.update(gradient, updater.init(params), params)
         np.testing.assert_allclose(updates["a"], -np.asarray(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "linear"])
+def test_a_warm_up_that_is_all_of_the_training_is_refused(schedule):
+    config = TrainingConfig(epochs=1, schedule=schedule, warmup_epochs=0.97, decay_epochs=())
+    with pytest.raises(InputError, match=r"warmup_epochs 0.97 is all of the 10 steps"):
+        learning_rate(config, 10)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from eenet_jax.data import datasets
 from eenet_jax.errors import InputError
 from eenet_jax.networks.convert import published_tensors
 from eenet_jax.predictions import load_network, predict
-from eenet_jax.training.loop import build_network, initial_weights, train
+from eenet_jax.training.loop import train
+from eenet_jax.training.network import build_network, initial_weights
 from eenet_jax.training.run import RunFolder
 from eenet_jax.types import ExitPredictions
 
@@ -160,3 +162,26 @@ def test_texts_need_a_network_that_takes_them(made, tmp_path):
     wrong = dataclasses.replace(config, network=NetworkConfig(name="cnn"))
     with pytest.raises(InputError, match=r"takes image, but sst2 has 2 classes, texts"):
         train(wrong, tmp_path / "run", root / "data")
+
+
+def test_a_pretrained_encoder_is_no_image_networks(made):
+    _, config, _ = made
+    wrong = dataclasses.replace(config, network=NetworkConfig(name="cnn", pretrained="x"))
+    with pytest.raises(InputError, match=r"'cnn' takes no text"):
+        initial_weights(wrong, networks.build("cnn"))
+
+
+def test_a_finished_run_needs_neither_encoder_nor_tokenizer(made, tmp_path):
+    root, config, _ = made
+    moved = shutil.copytree(root / "run", tmp_path / "run")
+    gone = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, tokenizer=str(tmp_path / "gone")),
+        network=dataclasses.replace(config.network, pretrained=str(tmp_path / "gone")),
+    )
+    stored = json.loads((moved / "config.json").read_text())
+    stored |= gone.to_json()
+    (moved / "config.json").write_text(json.dumps(stored))
+    state = train(gone, moved, root / "data")
+    assert int(state.step) == 9
+    assert [path.name for path in predict(moved, splits=("test",))] == ["test.npz"]
