@@ -31,8 +31,8 @@ class Data:
     name: Positional[str | None] = None
     """The data set to prepare."""
     source: Annotated[Path | None, arg(name="from")] = None
-    """The publisher's archive, its unpacked folder, or the folder that holds either; without it
-    the archive is downloaded."""
+    """The publisher's archive or files, or the folder that holds them; without it CIFAR's archive
+    is downloaded, the others ask for it."""
     data_dir: str = "data"
     """Where prepared data sets lie."""
 
@@ -169,7 +169,7 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """Adaptive inference on a run's test images, timed beside the full network."""
+    """Adaptive inference on a run's test samples, timed beside the full network."""
 
     run: Positional[Path]
     """A training run's folder."""
@@ -182,9 +182,9 @@ class Run:
     strategies: str = "masked,compacted"
     """Separated by commas."""
     batch_size: int = 256
-    """Images in a batch."""
+    """Samples in a batch."""
     samples: int | None = None
-    """Test images to use; all by default."""
+    """Test samples to use; all by default."""
     repeats: int = 7
     """Timed passes of everything; their median counts."""
     data_dir: str | None = None

@@ -23,6 +23,7 @@ OPTIONS = {
     "fit": ["--predictions", "--test", "--costs", "--budgets", "--policies", "--seed", "--out"],
     "run": ["--fit", "--policy", "--budgets", "--strategies", "--batch-size", "--samples"],
     "report": ["--out", "--title", "--readme", "--section"],
+    "convert": ["--network", "--dataset", "--build", "--tokenizer", "--out"],
     "demo": ["--out"],
 }
 
@@ -95,8 +96,10 @@ def test_train_lists_the_settings_of_its_config(capsys):
 
 def test_the_data_sets_are_listed(capsys):
     shown = helped(capsys, "data", "list")
-    assert "digits     10 classes, images (8, 8, 1)" in shown
-    assert "cifar100   100 classes, images (32, 32, 3)" in shown
+    assert "digits        10 classes, images (8, 8, 1)" in shown
+    assert "cifar100      100 classes, images (32, 32, 3)" in shown
+    assert "sst2          2 classes, texts" in shown
+    assert "camvid        11 classes, labelled images (360, 480, 3)" in shown
     assert helped(capsys, "data", "prepare", "digits") == "digits is ready; it is embedded\n"
 
 

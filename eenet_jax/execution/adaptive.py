@@ -38,7 +38,7 @@ def find_policies(fit: Path, name: str, budgets: Sequence[str] | None) -> list[P
         there = sorted({path.stem.rsplit("-", 1)[0] for path in folder.glob("*.json")})
         raise InputError(
             f"'{folder}' has no policy '{name}' (it has {', '.join(there) or 'none'}):"
-            " fit it with `eenet fit`"
+            " fit it with `eenet fit`, or name another by --policy"
         )
     return found
 

@@ -99,6 +99,8 @@ def build(name: str, **overrides: Any) -> MultiExitNetwork:
                 f"network '{name}' has no setting '{setting}': it has {', '.join(known)}"
             )
     chosen = {**settings, **overrides}
+    if _is_count(chosen.get("exit_after"), 1):
+        chosen["exit_after"] = (chosen["exit_after"],)  # One early exit, typed without brackets.
     check_settings(name, chosen)
     return builder(**{setting: _plain(value) for setting, value in chosen.items()})
 

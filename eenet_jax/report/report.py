@@ -11,13 +11,13 @@ from rich.table import Table as RichTable
 from eenet_jax.artifacts import write_text
 from eenet_jax.errors import InputError
 from eenet_jax.report import figures, style
+from eenet_jax.report.comparison_table import comparison_table
 from eenet_jax.report.frontier_figure import accuracy_cost
 from eenet_jax.report.gallery import ImageSource, easiest_hardest, open_images
 from eenet_jax.report.header import header_table, subject
 from eenet_jax.report.sources import Sources, read_sources
 from eenet_jax.report.tables import (
     Table,
-    comparison_table,
     exit_table,
     frontier_tables,
     speed_table,

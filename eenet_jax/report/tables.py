@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eenet_jax.frontier import FrontierRow, segmentation_scores
-from eenet_jax.report.sources import Comparison, Sources, TrainingRun
+from eenet_jax.report.sources import Sources, TrainingRun
 from eenet_jax.types import ExitPredictions
 
 BUDGET_SLACK = 1e-6
@@ -201,57 +201,6 @@ def _fewer(sources: Sources, rows: Sequence[FrontierRow]) -> str:
 def _largest_cost(sources: Sources) -> float:
     table = sources.cost_table
     return table.costs[-1] if table else max(row.budget for row in sources.fits[0].rows)
-
-
-def comparison_table(sources: Sources) -> Table | None:
-    """`eenet` minus the best baseline at every budget; None where no fit has a comparison."""
-    fits = [fit for fit in sources.fits if fit.comparison]
-    if not fits:
-        return None
-    entries = [entry for fit in fits for entry in fit.comparison]
-    budgets = [
-        budget for budget in sources.budgets if any(e.budget_text == budget for e in entries)
-    ]
-    rows = [_comparison_row(b, [e for e in entries if e.budget_text == b]) for b in budgets]
-    means = [statistics.fmean(entry.difference for entry in fit.comparison) for fit in fits]
-    rows.append(("mean", "", percent(means, 3), "", ""))
-    return Table(
-        title="`eenet` minus the best baseline, accuracy on test in percentage points",
-        header=(
-            f"budget ({sources.unit})",
-            "best baseline",
-            "difference",
-            "95 % ±",
-            "verdict",
-        ),
-        rows=tuple(rows),
-        note=(
-            f"n = {len(fits)} fit{'s' if len(fits) > 1 else ''}. The baseline is chosen on"
-            " validation data alone; the interval is paired over test samples, its half-width the"
-            " mean over fits. The verdict counts fits whose interval lies above, around or below"
-            " zero."
-        ),
-    )
-
-
-def _comparison_row(budget: str, entries: Sequence[Comparison]) -> tuple[str, ...]:
-    return (
-        budget,
-        ", ".join(dict.fromkeys(entry.baseline for entry in entries)),
-        percent([entry.difference for entry in entries], 3),
-        f"{100 * statistics.fmean(entry.half_width for entry in entries):.3f}",
-        _verdict(entries),
-    )
-
-
-def _verdict(entries: Sequence[Comparison]) -> str:
-    counts = {"better": 0, "level": 0, "worse": 0}
-    for entry in entries:
-        beyond = abs(entry.difference) > entry.half_width
-        counts[("better" if entry.difference > 0 else "worse") if beyond else "level"] += 1
-    if len(entries) == 1:
-        return next(word for word, count in counts.items() if count)
-    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 Measurements = Mapping[tuple[str, str, str, str], Sequence[Mapping[str, Any]]]

@@ -71,14 +71,18 @@ def convert_weights(
     if folder.path.exists() and any(folder.path.iterdir()):
         raise InputError(f"'{out}' is not empty: give another --out")
     spec = datasets.get(dataset)
-    if spec.kind == "text" or tokenizer:
-        tokenizer_path(tokenizer)  # Raises where there is none, before anything is written.
     config = ExperimentConfig(
         name=folder.path.resolve().name,
         data=DataConfig(dataset=dataset, tokenizer=tokenizer),
         network=NetworkConfig(name=network, overrides=dict(overrides or {})),
     )
     made = build_network(config, spec)
+    if spec.kind == "text" and not tokenizer:
+        raise InputError(
+            f"{dataset} has texts: give --tokenizer the encoder's tokenizer.json, or its folder"
+        )
+    if tokenizer:
+        tokenizer_path(tokenizer)  # Raises where there is none, before anything is written.
     longest = min(config.data.max_length, made.settings.get("max_positions", GREATEST_LENGTH))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=longest))
     weights = read_weights(path)

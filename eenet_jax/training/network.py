@@ -1,6 +1,7 @@
 """The network of a run: built for its data set, checked against it, and where it starts from."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -80,6 +81,11 @@ def initial_weights(
             " `eenet convert`"
         )
     chosen = dict(network.settings)
+    if not Path(config.network.pretrained).is_dir():
+        raise InputError(
+            f"no encoder at '{config.network.pretrained}': give network.pretrained a local Hugging"
+            " Face folder, or '' to start from random weights"
+        )
     made, start = networks.from_huggingface(
         config.network.pretrained, **{name: chosen[name] for name in networks.FINE_TUNING_SETTINGS}
     )

@@ -134,7 +134,7 @@ def test_a_text_network_needs_its_tokenizer_and_short_positions_are_kept(tmp_pat
     options += ["--out", str(tmp_path / "run")]
     with pytest.raises(SystemExit):
         cli.main(options)
-    assert "data.tokenizer is empty" in capsys.readouterr().err
+    assert "give --tokenizer" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main([*options, "--tokenizer", str(tmp_path / "absent")])
     assert not (tmp_path / "run").exists()

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from eenet_jax.errors import InputError
+from eenet_jax.report import comparison_table as comparison_tables
 from eenet_jax.report import tables
-from eenet_jax.report.sources import read_sources
+from eenet_jax.report.comparison_table import comparison_table
+from eenet_jax.report.sources import Comparison, read_sources
 
 
 def _csv_values(folders, policy, budget, split, column):
@@ -114,14 +116,44 @@ def test_exit_table_equals_the_predictions(folders):
 
 
 def test_comparison_counts_what_lies_beyond_the_interval(report_folders):
-    inputs, _ = report_folders
-    table = tables.comparison_table(read_sources(inputs))
+    sources = read_sources(report_folders[0])
+    table = comparison_table(sources)
     differences = np.asarray([[0.004 * (i - 1) + 0.001 * s for i in range(5)] for s in range(3)])
     first, third, mean = table.rows[0], table.rows[2], table.rows[-1]
-    assert first[1:] == ("max_prob", "-0.300 ± 0.100", "0.500", "3 level")
-    assert third[1:] == ("max_prob", "0.500 ± 0.100", "0.500", "1 better, 2 level")
+    assert first[1:4] == ("max_prob", "-0.300 ± 0.100", "0.500")
+    assert third[1:4] == ("max_prob", "0.500 ± 0.100", "0.500")
+    assert first[5] == "3 level"
     overall = 100 * differences.mean(1)
     assert mean[2] == f"{overall.mean():.3f} ± {overall.std(ddof=1):.3f}"
+    for row, budget in zip(table.rows, sources.budgets, strict=False):
+        ratios = [
+            ours.cost / theirs.cost
+            for ours, theirs in zip(
+                sources.rows("eenet", budget, "test"),
+                sources.rows(row[1], budget, "test"),
+                strict=True,
+            )
+        ]
+        assert row[4] == tables.mean_sd(ratios, 3)
+
+
+@pytest.mark.parametrize(
+    ("difference", "ratio", "word"),
+    [
+        (0.006, 1.01, "better"),
+        (0.006, 0.90, "better"),
+        (0.006, 1.03, "dearer"),
+        (0.004, 1.50, "level"),
+        (-0.006, 0.97, "cheaper"),
+        (-0.006, 1.50, "worse"),
+        (0.006, None, "better"),
+    ],
+)
+def test_a_gain_that_was_paid_for_is_no_gain(difference, ratio, word):
+    entry = Comparison(
+        budget_text="1", baseline="max_prob", difference=difference, half_width=0.005
+    )
+    assert comparison_tables._word(comparison_tables._Compared(entry, ratio)) == word
 
 
 def test_speed_tables_equal_the_measurements(folders):

@@ -74,9 +74,8 @@ def read_text_files(layout: TextFiles, source: str | Path | None) -> dict[str, L
     for folder in (Path(source), Path(source) / layout.folder):
         if all((folder / name).is_file() for name in layout.files.values()):
             return {part: _read(layout, folder / name) for part, name in layout.files.items()}
-    raise InputError(
-        f"'{source}' does not hold {wanted}: give the folder that does, {layout.folder}/"
-    )
+    there = "does not hold" if Path(source).is_dir() else "is no folder with"
+    raise InputError(f"'{source}' {there} {wanted}: give the folder that does, {layout.folder}/")
 
 
 def _read(layout: TextFiles, path: Path) -> LabelledTexts:
