@@ -255,7 +255,7 @@ class Convert:
     out: Path | None = None
     """The run's folder; runs/NETWORK by default."""
     dataset: str | None = None
-    """What the network classifies; for a preset, what it was published for by default."""
+    """What the network classifies; what the paper trained its family on by default."""
     build: tuple[str, ...] = ()
     """Settings of the network's builder, as NAME=VALUE, e.g. exit_after=3,6."""
     tokenizer: str = ""

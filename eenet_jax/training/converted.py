@@ -14,6 +14,7 @@ from eenet_jax.data.text import tokenizer_path
 from eenet_jax.errors import InputError, warn
 from eenet_jax.networks.convert import from_torch, skipped_tensors
 from eenet_jax.networks.weight_files import read_weights
+from eenet_jax.networks.zoo import PRESETS
 from eenet_jax.training.checkpoint import Checkpoints, describe
 from eenet_jax.training.network import build_network
 from eenet_jax.training.optimizer import optimizer
@@ -22,15 +23,15 @@ from eenet_jax.training.state import create_state
 
 GREATEST_LENGTH = 2**31 - 1
 
-# The data set that a preset's published weights were trained on.
+# The data set that the paper trained a family on; a preset of another one is named itself.
 DATASETS = {
-    "resnet56_3": "cifar10",
-    "resnet20_3": "cifar10",
-    "densenet121_4": "cifar100",
+    "resnet": "cifar10",
+    "densenet": "cifar100",
+    "msdnet": "imagenet2012",
     "msdnet12_5": "cifar100",
-    "msdnet35_5": "imagenet2012",
-    "bert_4": "ag_news",
-    "hrnet_4": "cityscapes",
+    "bert": "ag_news",
+    "hrnet": "cityscapes",
+    "hrnet_4_cpu": "camvid",
 }
 
 
@@ -50,7 +51,7 @@ def convert_weights(
       path: The weights: PyTorch's format, `.safetensors` or `.npz`.
       network: A name that `networks.build` takes.
       out: The folder to write; one that holds a run already is refused.
-      dataset: What the network classifies; for a preset, what it was published for by default.
+      dataset: What the network classifies; what the paper trained its family on by default.
       overrides: Settings of the network's builder.
       tokenizer: For texts: the encoder's tokenizer.json, or the folder with it.
       data_dir: Where prepared data sets lie.
@@ -61,7 +62,8 @@ def convert_weights(
     Raises:
       InputError: the file holds no weights, or not this network's; no data set is known.
     """
-    dataset = dataset or DATASETS.get(network)
+    family, _ = PRESETS.get(network, (network, {}))
+    dataset = dataset or DATASETS.get(network) or DATASETS.get(family)
     if dataset is None:
         raise InputError(
             f"network '{network}' has no data set of its own: give --dataset, one of"
@@ -78,8 +80,9 @@ def convert_weights(
     )
     made = build_network(config, spec)
     if spec.kind == "text" and not tokenizer:
-        raise InputError(
-            f"{dataset} has texts: give --tokenizer the encoder's tokenizer.json, or its folder"
+        warn(
+            f"without --tokenizer there is no `eenet predict` on {dataset}: give the encoder's"
+            " tokenizer.json, or its folder"
         )
     if tokenizer:
         tokenizer_path(tokenizer)  # Raises where there is none, before anything is written.

@@ -10,12 +10,15 @@ from safetensors.numpy import save_file
 from text_sets import write_sst2, write_tokenizer
 
 from eenet_jax import cli, networks
-from eenet_jax.config import DataConfig
+from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig
 from eenet_jax.data import datasets, inputs
 from eenet_jax.errors import InputError
 from eenet_jax.networks.convert import from_torch, published_tensors
 from eenet_jax.networks.weight_files import read_weights
+from eenet_jax.networks.zoo import PRESETS
 from eenet_jax.predictions import load_network, predict
+from eenet_jax.training.converted import DATASETS, convert_weights
+from eenet_jax.training.network import build_network
 from eenet_jax.types import ExitPredictions
 
 BUILD = {"block": "basic", "stage_blocks": (1, 1), "exit_after": (1,), "width": 2}
@@ -132,9 +135,10 @@ def test_a_text_network_needs_its_tokenizer_and_short_positions_are_kept(tmp_pat
     options = ["convert", str(tmp_path / "bert.safetensors"), "--network", "bert", "--dataset"]
     options += ["sst2", "--build", *typed, "exit_after=1,", "max_positions=8"]
     options += ["--out", str(tmp_path / "run")]
-    with pytest.raises(SystemExit):
-        cli.main(options)
-    assert "give --tokenizer" in capsys.readouterr().err
+    cli.main([*options[:-1], str(tmp_path / "without")])
+    assert "warning: without --tokenizer" in capsys.readouterr().err
+    loaded, variables, _ = load_network(tmp_path / "without")
+    assert loaded.settings == network.settings
     with pytest.raises(SystemExit):
         cli.main([*options, "--tokenizer", str(tmp_path / "absent")])
     assert not (tmp_path / "run").exists()
@@ -151,7 +155,6 @@ def test_a_text_network_needs_its_tokenizer_and_short_positions_are_kept(tmp_pat
         settings=DataConfig(dataset="sst2", tokenizer=str(tokenizer), max_length=8),
     )
     x = inputs.evaluation_inputs(test.gather(np.arange(6)), test.spec)
-    variables = from_torch(network, state_dict(published_tensors(network).items()))
     expected = jax.nn.softmax(jax.jit(network.apply)(variables, x))
     np.testing.assert_allclose(found.probs, expected, atol=1e-6)
 
@@ -161,3 +164,20 @@ def test_a_file_of_another_kind_under_a_known_name_is_refused(tmp_path):
     (tmp_path / "array.npy").rename(tmp_path / "weights.npz")
     with pytest.raises(InputError, match=r"no readable"):
         read_weights(tmp_path / "weights.npz")
+
+
+@pytest.mark.parametrize("network", [name for name in networks.names() if "cnn" not in name])
+def test_every_published_network_has_a_data_set_that_it_fits(network):
+    family, _ = PRESETS.get(network, (network, {}))
+    dataset = datasets.get(DATASETS.get(network) or DATASETS[family])
+    config = ExperimentConfig(
+        name="converted",
+        data=DataConfig(dataset=dataset.name),
+        network=NetworkConfig(name=network),
+    )
+    assert build_network(config, dataset).num_classes == dataset.num_classes
+
+
+def test_a_network_without_published_weights_asks_for_a_data_set(tmp_path):
+    with pytest.raises(InputError, match=r"'cnn' has no data set of its own: give --dataset"):
+        convert_weights(tmp_path / "weights.npz", "cnn", out=tmp_path / "run")
