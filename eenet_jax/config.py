@@ -123,6 +123,8 @@ class NetworkConfig:
 
     def __post_init__(self):
         _check_types(self, "network.")
+        # JSON has no tuples: lists and tuples are the same setting.
+        object.__setattr__(self, "overrides", _tuples(self.overrides))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -187,10 +187,9 @@ def test_archives_of_the_wrong_kind_are_refused(tmp_path):
     shutil.rmtree(tmp_path / SMALL_CIFAR10.folder)
     archive = tmp_path / SMALL_CIFAR10.archive
 
-    def prepare(layout, source=tmp_path):
-        datasets.prepare(
-            "cifar10", data_dir=tmp_path / "data", source=source, form=BinaryImages(layout)
-        )
+    def prepare(layout):
+        form = BinaryImages(layout) if layout else None
+        datasets.prepare("cifar10", data_dir=tmp_path / "data", source=tmp_path, form=form)
 
     # The publisher's own checksum, then an archive cut short, without a file, and no archive.
     with pytest.raises(InputError, match=r"has md5 .* or unpack it and give the folder"):
