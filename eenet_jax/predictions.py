@@ -21,6 +21,8 @@ from eenet_jax.training.run import RunFolder
 from eenet_jax.training.state import create_state
 from eenet_jax.types import ExitPredictions, PyTree
 
+MANY_STEPS = 1_000_000
+
 
 def open_run_split(run: str | Path, split: str, data_dir: str | None = None) -> Split:
     """A split of the data set that a run was trained on, held out and read as it was then.
@@ -54,8 +56,9 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
     best = config.training.select == "best"
     with Checkpoints(folder.best if best else folder.checkpoints, 1, warn) as checkpoints:
         network = _built(checkpoints, config)
-        # The optimizer's shapes are part of the state, whatever its schedule.
-        made = optimizer(config.training, 1)
+        # The optimizer's shapes are part of the state, whatever its schedule, which must only be
+        # long enough for any warm-up.
+        made = optimizer(config.training, MANY_STEPS)
         abstract = jax.eval_shape(lambda: create_state(network.init, made, key))
         restored = checkpoints.restore(abstract, network)
     if restored is None:

@@ -21,8 +21,6 @@ from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.run import RunFolder
 from eenet_jax.training.state import create_state
 
-GREATEST_LENGTH = 2**31 - 1
-
 # The data set that the paper trained a family on; a preset of another one is named itself.
 DATASETS = {
     "resnet": "cifar10",
@@ -86,8 +84,10 @@ def convert_weights(
         )
     if tokenizer:
         tokenizer_path(tokenizer)  # Raises where there is none, before anything is written.
-    longest = min(config.data.max_length, made.settings.get("max_positions", GREATEST_LENGTH))
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, max_length=longest))
+    if spec.kind == "text":
+        longest = min(config.data.max_length, made.settings["max_positions"])
+        data = dataclasses.replace(config.data, max_length=longest)
+        config = dataclasses.replace(config, data=data)
     weights = read_weights(path)
     variables = from_torch(made, weights)
     _write(folder, config, made, variables, data_dir, str(path))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_run import other_network, tiny_config
+from tiny_run import other_network, tiny_config, write_run
 
 from eenet_jax.data import datasets
 from eenet_jax.errors import InputError
@@ -249,3 +249,11 @@ def test_a_setting_left_to_the_data_set_is_the_same_setting(tmp_path):
     other = dataclasses.replace(left_open, augmentation="none")
     with pytest.raises(InputError, match=r"data.augmentation: shift → none"):
         RunFolder(tmp_path).claim(dataclasses.replace(written, data=other), "data")
+
+
+def test_a_long_warm_up_keeps_no_run_from_being_read(tmp_path):
+    write_run(tmp_path)
+    config = tiny_config(epochs=1, warmup_epochs=0.6, decay_epochs=())
+    (tmp_path / "config.json").write_text(json.dumps({**config.to_json(), "data_dir": "data"}))
+    _, _, metadata = load_network(tmp_path)
+    assert metadata["step"] == 4
