@@ -134,10 +134,16 @@ class Fit:
     """Validation predictions, .npz with probs [exits, samples, classes] and labels [samples]."""
     costs: tuple[str, ...]
     """A cost table (.json), or the cost of each exit, e.g. 1,2,4,8."""
-    budgets: tuple[str, ...]
-    """Average costs per sample, in the cost table's unit, e.g. 2,3.5."""
     out: Path
     """Folder to write frontier.csv and policies/ into."""
+    budgets: tuple[str, ...] = ()
+    """Average costs per sample, in the cost table's unit, e.g. 2,3.5."""
+    max_accuracy_drop: float | None = None
+    """Fit the cheapest policy that loses no more accuracy than this fraction against the full
+    network, e.g. 0.005; with budgets or without."""
+    confidence: float | None = None
+    """Of what is asked for holding on samples to come, e.g. 0.95; by default budgets hold on the
+    validation samples, and a loss of accuracy at 0.95."""
     test: Path | None = None
     """Test predictions; without them there are no test rows."""
     policies: tuple[str, ...] = ("eenet,max_prob,entropy,patience,vote",)
@@ -146,7 +152,7 @@ class Fit:
     seed: int = 0
     """Of everything random in the fit."""
     set: tuple[str, ...] = ()
-    """Settings of the learned policies, as NAME=VALUE, e.g. exit_distribution=softmax."""
+    """Settings of the learned policies, as NAME=VALUE, e.g. folds=10."""
 
     def __call__(self) -> None:
         """Run the verb."""
@@ -157,10 +163,12 @@ class Fit:
             self.predictions,
             self.test,
             ",".join(self.costs),
-            _listed(",".join(self.budgets)),
+            _listed(",".join(self.budgets)) if self.budgets else (),
             _listed(",".join(self.policies)),
             self.seed,
             self.out,
+            confidence=self.confidence,
+            max_accuracy_drop=self.max_accuracy_drop,
             **dict(map(_setting, self.set)),
         )
         print_table([self.out])

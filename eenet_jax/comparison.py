@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from eenet_jax.policies.certify import NORMAL_QUANTILE_95
 from eenet_jax.policies.fit import BASELINES
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import ExitPredictions
@@ -18,7 +19,6 @@ COMPARISON_COLUMNS = (
     "difference",
     "half_width_95",
 )
-NORMAL_QUANTILE_95 = 1.959964
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,16 +21,19 @@ from eenet_jax.policies.fit import (
     POLICY_NAMES,
     check_policy_name,
     fit_problem,
+    fit_problem_cheapest,
     parse_budget,
     setting_names,
     settings_of,
 )
+from eenet_jax.policies.guarantee import check_confidence, check_drop
 from eenet_jax.policies.oracle import oracle_exits
 from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.problem import Problem
 from eenet_jax.scheduler.simulation import outcome
 from eenet_jax.types import CostTable, ExitPredictions
 
+DEFAULT_CONFIDENCE = 0.95
 LEADING_COLUMNS = ("policy", "budget", "split", "accuracy", "cost")
 
 
@@ -46,8 +49,9 @@ class FrontierRow:
       accuracy: Mean `correct` at the chosen exits, a fraction.
       cost: Realised mean cost, in the cost table's unit.
       exit_rates: Share of the samples that leaves at each exit.
-      extra: Further columns: `n`, `accuracy_se`, and for dense prediction `miou` and
-        `pixel_accuracy`.
+      extra: Further columns: `n`, `accuracy_se`, for dense prediction `miou` and
+        `pixel_accuracy`, what the fit expects on unseen samples (`cost_low_95`, …), and
+        what was certified (`confidence`, `max_accuracy_drop`).
     """
 
     policy: str
@@ -60,6 +64,41 @@ class FrontierRow:
     extra: Mapping[str, float]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What policies are asked to meet.
+
+    Attributes:
+      texts: Budgets as typed.
+      confidence: Of costs on samples to come; None for budgets on validation alone.
+      max_accuracy_drop: None where no policy is asked for by its loss of accuracy.
+    """
+
+    texts: list[str]
+    confidence: float | None
+    max_accuracy_drop: float | None
+
+    @classmethod
+    def checked(
+        cls, texts: list[str], confidence: float | None, max_accuracy_drop: float | None
+    ) -> "Wanted":
+        """Raise InputError where nothing is asked for, or a number is out of range."""
+        if confidence is not None:
+            check_confidence(confidence)
+        if max_accuracy_drop is not None:
+            check_drop(max_accuracy_drop)
+        elif not texts:
+            raise InputError(
+                "no budgets: give at least one with --budgets, in the cost table's unit, or"
+                " --max-accuracy-drop, e.g. 0.005"
+            )
+        return cls(texts=texts, confidence=confidence, max_accuracy_drop=max_accuracy_drop)
+
+    def budgets(self, table: CostTable) -> tuple[float, ...]:
+        """Budgets as numbers; the last exit's cost where only a loss of accuracy is asked for."""
+        return tuple(parse_budget(text) for text in self.texts) or (table.costs[-1],)
+
+
 def fit_frontier(
     predictions_path: str | Path,
     test_path: str | Path | None,
@@ -68,6 +107,9 @@ def fit_frontier(
     policies: Sequence[str],
     seed: int,
     out: str | Path,
+    *,
+    confidence: float | None = None,
+    max_accuracy_drop: float | None = None,
     **settings: Any,
 ) -> list[FrontierRow]:
     """Fit policies on validation predictions, evaluate them, and write what came out.
@@ -84,6 +126,10 @@ def fit_frontier(
       seed: Draws everything random.
       out: Folder to write `frontier.csv`, `policies/`, `fit.json` and, with test
         predictions, `comparison.csv` into.
+      confidence: Of each policy's cost being within its budget on samples to come; see
+        `eenet_jax.fit`.
+      max_accuracy_drop: Adds the cheapest policy of each name that loses no more accuracy
+        than this fraction, at `confidence` (0.95 without one); see `eenet_jax.fit_cheapest`.
       **settings: Settings of the learned policies; each goes to those that know it.
 
     Returns:
@@ -95,17 +141,17 @@ def fit_frontier(
     check_seed("seed", seed)
     names = _policy_names(policies)
     chosen = _settings_by_policy(names, settings)
-    texts = _budget_texts(budgets)
+    wanted = Wanted.checked(_budget_texts(budgets), confidence, max_accuracy_drop)
     splits = _load_splits(predictions_path, test_path)
-    values = tuple(parse_budget(text) for text in texts)
-    problem = Problem(predictions=splits["val"], costs=CostTable.parse(costs), budgets=values)
-    described = _described(problem, chosen, texts) | _given(predictions_path, test_path, seed)
+    table = CostTable.parse(costs)
+    problem = Problem(predictions=splits["val"], costs=table, budgets=wanted.budgets(table))
+    described = _described(problem, chosen, wanted) | _given(predictions_path, test_path, seed)
     _check_same_fit(Path(out) / "fit.json", described)
     check_folder(out)
     started = time.perf_counter()
-    fitted, seconds = _fit_all(problem, names, chosen, seed)
-    exits = _decisions(fitted, splits) | _oracle(problem, splits)
-    rows = _rows(exits, splits, problem, texts)
+    fitted, seconds = _fit_all(problem, names, chosen, seed, wanted)
+    exits = _decisions(fitted, splits) | _oracle(problem, splits, fitted[names[0]])
+    rows = _rows(exits, splits, problem, fitted, wanted.texts)
     record = {
         **described,
         "seconds": time.perf_counter() - started,
@@ -114,8 +160,8 @@ def fit_frontier(
     }
     comparison = []
     if "test" in splits and "eenet" in fitted:
-        comparison = compare_with_baselines(exits, splits["test"], fitted, texts)
-    _write(Path(out), rows, fitted, texts, comparison, record)
+        comparison = compare_with_baselines(exits, splits["test"], fitted, wanted.texts)
+    _write(Path(out), rows, fitted, wanted.texts, comparison, record)
     return rows
 
 
@@ -152,12 +198,14 @@ def _check_same_fit(path: Path, described: Mapping[str, Any]) -> None:
         )
 
 
-def _described(problem: Problem, chosen: Mapping[str, Any], texts: list[str]) -> dict[str, Any]:
+def _described(problem: Problem, chosen: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:
+    asked = {"confidence": wanted.confidence, "max_accuracy_drop": wanted.max_accuracy_drop}
     return {
         "costs": list(problem.costs.costs),
         "unit": problem.costs.unit,
         "policies": [*chosen],
-        "budgets": texts,
+        "budgets": wanted.texts,
+        **{name: value for name, value in asked.items() if value is not None},
         "settings": {name: dataclasses.asdict(each) for name, each in chosen.items() if each},
     }
 
@@ -226,38 +274,65 @@ def _load_splits(
 
 
 def _fit_all(
-    problem: Problem, names: tuple[str, ...], chosen: Mapping[str, Any], seed: int
+    problem: Problem, names: tuple[str, ...], chosen: Mapping[str, Any], seed: int, wanted: Wanted
 ) -> tuple[dict[str, list[Policy]], dict[str, float]]:
+    """Policies by name, one a budget, then the one within the accuracy drop; and seconds."""
     fitted, seconds = {}, {}
     for name in names:
         started = time.perf_counter()
-        fitted[name] = fit_problem(problem, name, chosen[name], seed)
+        settings, policies = chosen[name], []
+        if wanted.texts:
+            policies += fit_problem(problem, name, settings, seed, wanted.confidence)
+        if wanted.max_accuracy_drop is not None:
+            confidence = DEFAULT_CONFIDENCE if wanted.confidence is None else wanted.confidence
+            policies.append(
+                fit_problem_cheapest(
+                    problem, name, settings, seed, wanted.max_accuracy_drop, confidence
+                )
+            )
+        fitted[name] = policies
         seconds[name] = time.perf_counter() - started
     return fitted, seconds
 
 
 def _oracle(
-    problem: Problem, splits: Mapping[str, ExitPredictions]
+    problem: Problem, splits: Mapping[str, ExitPredictions], policies: Sequence[Policy]
 ) -> dict[tuple[str, int, str], np.ndarray]:
+    """The bound at each policy's budget."""
     return {
         ("oracle", place, split): oracle_exits(
-            predictions.correctness(), problem.costs.costs, budget
+            predictions.correctness(), problem.costs.costs, policy.budget
         )
         for split, predictions in splits.items()
-        for place, budget in enumerate(problem.budgets)
+        for place, policy in enumerate(policies)
     }
 
 
-def _rows(exits, splits, problem, texts) -> list[FrontierRow]:
+def _text(policies: Sequence[Policy], place: int, texts: Sequence[str]) -> str:
+    """A budget as typed; what a policy costs where it was asked for by its loss of accuracy."""
+    if place < len(texts):
+        return texts[place]
+    text = f"{policies[place].budget:#.6g}"
+    while text in texts:
+        text += "0"
+    return text
+
+
+def _rows(exits, splits, problem, fitted, texts) -> list[FrontierRow]:
     """Rows by policy, then budget, then split."""
     order = list(dict.fromkeys(name for name, _, _ in exits))
     keys = sorted(exits, key=lambda key: (order.index(key[0]), key[1], list(splits).index(key[2])))
-    return [
-        _row(key, texts[key[1]], splits[key[2]], exits[key], problem.costs.costs) for key in keys
-    ]
+    rows = []
+    for key in keys:
+        name, place, split = key
+        policies = fitted[order[0] if name == "oracle" else name]
+        info = {} if name == "oracle" else policies[place].info
+        text = _text(policies, place, texts)
+        rows.append(_row(key, text, splits[split], exits[key], problem.costs.costs, info))
+    return rows
 
 
-def _row(key, text, predictions, exits, costs) -> FrontierRow:
+def _row(key, text, predictions, exits, costs, info) -> FrontierRow:
     name, _, split = key
     right = correct_at(predictions, exits)
     result = outcome(exits, predictions.correctness(), costs)
@@ -271,8 +346,18 @@ def _row(key, text, predictions, exits, costs) -> FrontierRow:
         accuracy=result.accuracy,
         cost=result.cost,
         exit_rates=result.exit_rates,
-        extra=extra | segmentation_scores(predictions, exits),
+        extra=extra | segmentation_scores(predictions, exits) | _expected(info),
     )
+
+
+def _expected(info: Mapping[str, Any]) -> dict[str, float]:
+    """What the fit says of samples to come: intervals, and what was certified."""
+    found = {}
+    for name in ("cost", "accuracy"):
+        if f"{name}_interval_95" in info:
+            low, high = info[f"{name}_interval_95"]
+            found |= {f"{name}_low_95": low, f"{name}_high_95": high}
+    return found | {n: info[n] for n in ("confidence", "max_accuracy_drop") if n in info}
 
 
 def segmentation_scores(
@@ -297,8 +382,8 @@ def segmentation_scores(
 def _write(out: Path, rows, fitted, texts, comparison, record) -> None:
     with replacing_folder(out / "policies") as folder:
         for name, policies in fitted.items():
-            for text, policy in zip(texts, policies, strict=True):
-                policy.save(folder / f"{name}-{text}.json")
+            for place, policy in enumerate(policies):
+                policy.save(folder / f"{name}-{_text(policies, place, texts)}.json")
     write_json(out / "fit.json", record)
     if comparison:
         write_text(out / "comparison.csv", _csv([COMPARISON_COLUMNS, *comparison]))
@@ -317,15 +402,17 @@ def write_frontier(path: str | Path, rows: Sequence[FrontierRow]) -> None:
       rows: Rows of one network: the same exits and further columns throughout.
     """
     exits = len(rows[0].exit_rates)
-    header = [*LEADING_COLUMNS, *_rate_columns(exits), *rows[0].extra]
-    lines = [_line(row) for row in rows]
-    write_text(path, _csv([header, *lines]))
+    further = list(dict.fromkeys(name for row in rows for name in row.extra))
+    header = [*LEADING_COLUMNS, *_rate_columns(exits), *further]
+    write_text(path, _csv([header, *(_line(row, further) for row in rows)]))
 
 
-def _line(row: FrontierRow) -> list[Any]:
+def _line(row: FrontierRow, further: Sequence[str]) -> list[Any]:
+    """What a row has nothing to say of stays empty: the oracle knows no interval."""
     leading = [row.policy, row.budget_text, row.split, row.accuracy, row.cost]
-    further = [int(v) if name == "n" else v for name, v in row.extra.items()]
-    return [*leading, *row.exit_rates, *further]
+    values = [row.extra.get(name, "") for name in further]
+    values = [int(v) if name == "n" else v for name, v in zip(further, values, strict=True)]
+    return [*leading, *row.exit_rates, *values]
 
 
 def read_frontier(path: str | Path) -> list[FrontierRow]:
@@ -363,7 +450,7 @@ def _parsed(values: dict[str, str], leading: list[str]) -> FrontierRow:
         accuracy=float(values["accuracy"]),
         cost=float(values["cost"]),
         exit_rates=tuple(float(values[name]) for name in leading[len(LEADING_COLUMNS) :]),
-        extra={name: float(text) for name, text in values.items() if name not in leading},
+        extra={name: float(text) for name, text in values.items() if name not in leading and text},
     )
 
 

@@ -113,6 +113,21 @@ class ExitPredictions:
             return self.correct
         return (self.probs.argmax(-1) == self.labels[None]).astype(np.float32)
 
+    def take(self, places: Int[np.ndarray, " places"]) -> "ExitPredictions":
+        """The samples at these places, in this order."""
+        per_sample = {
+            name: None if value is None else value[:, places]
+            for name in ("correct", "measures", "confusion")
+            for value in (getattr(self, name),)
+        }
+        return ExitPredictions(
+            probs=self.probs[:, places],
+            labels=self.labels[places],
+            ids=None if self.ids is None else self.ids[places],
+            meta=self.meta,
+            **per_sample,
+        )
+
     def save(self, path: str | Path) -> None:
         """Write the `.npz` artifact in one step."""
         members = {

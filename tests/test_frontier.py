@@ -18,7 +18,7 @@ from eenet_jax.frontier import (
     segmentation_scores,
 )
 
-QUICK = {"epochs": 20, "folds": 2}
+QUICK = {"folds": 2, "restarts": 2, "prices": 16}
 BUDGETS = ["1", "1.7", "2.50", "3.9", "4"]
 
 
@@ -44,7 +44,8 @@ def test_the_columns_and_budgets_are_as_fixed(folder, rows):
     with (folder / "out" / "frontier.csv").open() as source:
         lines = list(csv.reader(source))
     assert ",".join(lines[0]) == (
-        "policy,budget,split,accuracy,cost,exit_rate_1,exit_rate_2,exit_rate_3,n,accuracy_se"
+        "policy,budget,split,accuracy,cost,exit_rate_1,exit_rate_2,exit_rate_3,n,accuracy_se,"
+        "cost_low_95,cost_high_95,accuracy_low_95,accuracy_high_95"
     )
     names = ["eenet", "max_prob", "patience", "static", "oracle"]
     wanted = [
@@ -86,7 +87,7 @@ def test_the_record_says_what_was_run(folder, rows):
     assert record["seed"] == 3
     assert record["costs"] == [1, 2.5, 4]
     assert record["policies"] == ["eenet", "max_prob", "patience", "static"]
-    assert record["settings"]["eenet"]["epochs"] == 20
+    assert record["settings"]["eenet"]["prices"] == 16
     assert record["device"]
 
 
@@ -117,9 +118,9 @@ def test_dense_prediction_adds_miou_and_pixel_accuracy(tmp_path):
         tmp_path / "val.npz", None, "1,2.5,4", ["2"], ["max_prob", "oracle"], 0, tmp_path / "out"
     )
     for row in rows:
-        assert list(row.extra) == ["n", "accuracy_se", "miou", "pixel_accuracy"]
+        assert list(row.extra)[:4] == ["n", "accuracy_se", "miou", "pixel_accuracy"]
     header = (tmp_path / "out" / "frontier.csv").read_text().splitlines()[0]
-    assert header.endswith("n,accuracy_se,miou,pixel_accuracy")
+    assert "n,accuracy_se,miou,pixel_accuracy" in header
 
 
 def test_miou_is_hits_over_union_of_the_summed_confusion():
@@ -199,3 +200,32 @@ def test_another_fit_is_not_overwritten(folder, tmp_path):
     assert (tmp_path / "frontier.csv").read_bytes() == before
     fit_frontier(*given, "2,3", "vote", 0, tmp_path)
     assert (tmp_path / "frontier.csv").read_bytes() == before
+
+
+def test_intervals_and_certificates_are_columns(folder):
+    rows = fit_frontier(
+        folder / "val.npz", folder / "test.npz", "1,2.5,4", ["2"], ["max_prob"], 0,
+        folder / "certified", confidence=0.9, max_accuracy_drop=0.2,
+    )  # fmt: skip
+    assert read_frontier(folder / "certified" / "frontier.csv") == rows
+    ours = [row for row in rows if row.policy == "max_prob"]
+    assert [row.budget_text for row in ours[:2]] == ["2", "2"]
+    for row in ours:
+        assert row.extra["confidence"] == 0.9
+        assert row.extra["cost_low_95"] < row.extra["cost_high_95"]
+        assert row.extra["accuracy_low_95"] < row.extra["accuracy_high_95"]
+        path = folder / "certified" / "policies" / f"max_prob-{row.budget_text}.json"
+        assert eenet_jax.load_policy(path).budget == pytest.approx(row.budget)
+    cheapest = [row for row in ours if "max_accuracy_drop" in row.extra]
+    assert [row.split for row in cheapest] == ["val", "test"]
+    assert cheapest[0].cost <= cheapest[0].budget
+    oracle = [row for row in rows if row.policy == "oracle"]
+    assert not any("cost_low_95" in row.extra for row in oracle)
+
+
+def test_an_accuracy_drop_alone_needs_no_budgets(folder):
+    rows = fit_frontier(
+        folder / "val.npz", None, "1,2.5,4", (), ["max_prob"], 0, folder / "drop",
+        max_accuracy_drop=0.2,
+    )  # fmt: skip
+    assert [row.policy for row in rows] == ["max_prob", "static", "oracle"]

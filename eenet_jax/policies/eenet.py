@@ -1,178 +1,287 @@
-"""`eenet`: the best scheduler of this package, never knowingly worse than a baseline.
+"""`eenet`: leave where going on gains least, with the exit distribution that buys most.
 
-It fits the paper's losses from `max_prob`'s own solution, and takes what it learned only
-where that is better on samples it was not fitted on.
+The score is linear in what an exit sees, through two calibrated chances: that the exit's answer
+is right, and that the full network's will be. Which score and which exit distribution is taken
+is decided on samples that neither was fitted on, and every baseline may win.
 
-Source: Ilhan et al., Adaptive Deep Neural Network Inference Optimization with EENet
-(2024), for the scores and losses; the start and the choice are this package's own.
+Source: Ilhan et al., Adaptive Deep Neural Network Inference Optimization with EENet (2024), for
+learned scores, exit distributions and the thresholds made of them; the score as a gain, the
+search and the choice are this package's own.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
+from eenet_jax.confidence import measure_score, sum_in_fixed_order
 from eenet_jax.errors import InputError
-from eenet_jax.policies.candidates import (
-    Candidate,
-    Solution,
-    curved_candidate,
-    geometric_candidate,
-    learned_candidate,
-    patience_candidate,
-    static_candidate,
+from eenet_jax.policies.certify import accuracy_interval
+from eenet_jax.policies.choice import Contender, baseline_contenders, choose, fold_parts
+from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.problem import NUMBERS_A_CALL, Problem, policy_fields, problem_scores
+from eenet_jax.scheduler.features import EARLIER_FEATURES, OWN_FEATURES, exit_features
+from eenet_jax.scheduler.simulation import mean_cost, settle
+from eenet_jax.scheduler.solver import (
+    Chances,
+    Samples,
+    SolverSettings,
+    gain_score,
+    solve,
 )
-from eenet_jax.policies.linear import LinearPolicy
-from eenet_jax.policies.problem import Problem, policy_fields
-from eenet_jax.scheduler.simulation import first_exit
-from eenet_jax.scheduler.solver import SolverSettings
-from eenet_jax.types import MEASURES
+from eenet_jax.scheduler.thresholds import ceil_quota
+from eenet_jax.types import MEASURES, Array
 
-FEWEST_SAMPLES_A_FOLD = 5
+GRID_BUDGETS = 12
+"""Budgets over the whole range on which scores are judged, beside those asked for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EENetSettings(SolverSettings):
-    """How `eenet` fits and chooses; see `SolverSettings` for the optimisation.
+    """How `eenet` fits and chooses; see `SolverSettings`.
 
     Attributes:
-      folds: Parts the validation samples are cut into to judge candidates.
-      baseline_caution: Standard errors by which another baseline must be better than
-        `max_prob` to replace it.
-      curved_caution: The same for exit distributions that are not geometric.
-      learned_caution: The same for learned weights, of which there are many.
+      caution: Standard errors by which another score must be better than the largest
+        probability to replace it, its exit distribution searched alike.
     """
 
-    folds: int = 4
-    baseline_caution: float = 0.5
-    curved_caution: float = 1.0
-    learned_caution: float = 2.0
-    epochs: int = 40
-    lr: float = 3e-3
-    l2: float = 1e-3
-    anchor_to_start: bool = True
-    alpha_budget: float = 1.0
-    patience_epochs: int = 40
-    tilt: bool = True
-    budget_slack: float = 0.01
-    measures: tuple[str, ...] = MEASURES
+    caution: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
-        if self.exit_distribution != "stick_breaking":
-            raise InputError(
-                f"exit_distribution '{self.exit_distribution}' can't express where eenet"
-                " starts: use stick_breaking, or the policy eenet_paper"
-            )
-        if self.folds < 2:
-            raise InputError(f"folds is {self.folds}: give 2 or more")
-        for name in ("baseline_caution", "curved_caution", "learned_caution"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: give 0 or more")
+        if not self.caution >= 0:
+            raise InputError(f"caution is {self.caution}: give 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class EENet(LinearPolicy):
-    """The score is g, unclipped; it may weigh every measure, so as to hold each baseline."""
+class EENet(Policy):
+    """The score is one confidence measure, or the gain that two linear log-odds give.
+
+    Attributes:
+      measure: The measure, one of `MEASURES`; empty for the gain.
+      gain_share: How much of the full network's chance counts; see `gain_score`.
+      now: Weights [exits, features + classes] of the log-odds that the exit is right, on
+        `exit_features` and on its answer, one-hot.
+      last: The same for the full network's being right.
+    """
 
     name = "eenet"
 
+    measure: str
+    gain_share: float
+    now: Float[np.ndarray, "exits weights"]
+    last: Float[np.ndarray, "exits weights"]
+
+    def score(
+        self,
+        k: int,
+        probs: Float[Array, "exits samples classes"],
+        measures: Float[Array, "exits samples 5"] | None = None,
+    ) -> Float[Array, " samples"]:
+        """The measure or the gain at exit k; see `Policy.score`."""
+        seen = None if measures is None else measures[: k + 1]
+        if self.measure:
+            return measure_score(self.measure, probs[: k + 1], seen)
+        self._check_classes(probs.shape[-1])
+        now, last = jnp.asarray(self.now[k]), jnp.asarray(self.last[k])
+        return _gain_at(now, last, self.gain_share, probs[: k + 1], seen, len(self.now))
+
+    def chance(
+        self,
+        k: int,
+        probs: Float[Array, "exits samples classes"],
+        measures: Float[Array, "exits samples 5"] | None = None,
+    ) -> Float[Array, " samples"]:
+        """The calibrated chance that exit k is right; the measure itself where that is the score.
+
+        Args:
+          k: Exit index, 0-based.
+          probs: Softmax outputs of exits 0..k.
+          measures: Dense prediction only: image means of the measures at the same exits.
+        """
+        if self.measure:
+            return self.score(k, probs, measures)
+        self._check_classes(probs.shape[-1])
+        seen = None if measures is None else measures[: k + 1]
+        row = jnp.asarray(self.now[k])
+        return jax.nn.sigmoid(_log_odds_at(row[None], probs[: k + 1], seen, len(self.now))[0])
+
+    def _check_classes(self, classes: int) -> None:
+        exits, width = self.now.shape
+        wanted = width - num_features(exits)
+        if classes != wanted:
+            raise InputError(
+                f"probs has {classes} classes, the policy was fitted to {wanted}: use the"
+                " network that it was fitted to"
+            )
+
+
+def num_features(exits: int) -> int:
+    """Columns of `exit_features`."""
+    return len(OWN_FEATURES) + len(EARLIER_FEATURES) * (exits - 1)
+
+
+@functools.partial(jax.jit, static_argnames="exits")
+def _log_odds_at(rows, probs, measures, exits):
+    """Log-odds [rows, samples] by rows of weights."""
+    features, answers = exit_features(probs, measures, exits)
+    width = features.shape[1]
+    linear = [sum_in_fixed_order(features * row[None, :width]) for row in rows]
+    return jnp.stack([each + row[width:][answers] for each, row in zip(linear, rows, strict=True)])
+
+
+# One program from probabilities to score: compiled in pieces, its last bits would differ.
+@functools.partial(jax.jit, static_argnames=("share", "exits"))
+def _gain_at(now, last, share, probs, measures, exits):
+    now, last = _log_odds_at(jnp.stack([now, last]), probs, measures, exits)
+    return gain_score(now, last, share)
+
+
+@functools.partial(jax.jit, static_argnames="exits")
+def _features_at(probs, measures, exits):
+    return exit_features(probs, measures, exits)
+
+
+def solver_samples(problem: Problem) -> Samples:
+    """Features, answers, measures and correctness of the problem's samples."""
+    probs, given = problem.predictions.probs, problem.predictions.measures
+    exits, count, classes = probs.shape
+    step = max(1, NUMBERS_A_CALL // (classes * exits))
+    features, answers = [], []
+    for k in range(exits):
+        parts = [
+            _features_at(
+                probs[: k + 1, first : first + step],
+                None if given is None else given[: k + 1, first : first + step],
+                exits,
+            )
+            for first in range(0, count, step)
+        ]
+        features.append(np.concatenate([np.asarray(part[0]) for part in parts]))
+        answers.append(np.concatenate([np.asarray(part[1]) for part in parts]))
+    return Samples(
+        np.stack(features), np.stack(answers).astype(np.int32), problem.measures, problem.correct
+    )
+
 
 def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENet]:
-    """Fit every candidate, and keep for each budget the one that does best out of sample.
-
-    Candidates are `max_prob`, the other baselines, curved exit distributions, and the
-    learned scheduler. Each is fitted on all folds but one and judged on that one, in
-    turn; the judgement is the paired difference to `max_prob`, less `caution` standard
-    errors, and `max_prob` stays where no difference is left. The solution kept is the
-    chosen candidate's on all samples, whose realised cost is not above the budget.
+    """Fit every score and exit distribution, and keep for each budget what does best out of sample.
 
     Args:
       problem: Validation predictions, costs and budgets.
-      settings: The optimisation and the choice.
-      seed: Draws folds, h's hidden layer and permutations.
+      settings: The solver and the choice.
+      seed: Draws folds and resampled weights.
 
     Returns:
-      One policy a budget.
+      One policy a budget; its realised validation cost is not above the budget, and no
+      baseline has a higher cross-fitted validation accuracy within it.
     """
-    held_out = _folds(problem.predictions.num_samples, settings.folds, seed)
-    present = np.concatenate([problem.everyone[None], ~held_out])
-    candidates = _candidates(problem, present, settings, seed)
-    return [_choose(problem, candidates, held_out, place) for place in range(len(problem.budgets))]
-
-
-def _folds(samples: int, wanted: int, seed: int) -> Bool[np.ndarray, "folds samples"]:
-    """Which samples each fold holds out; none where there are too few samples to judge by."""
-    folds = min(wanted, samples // FEWEST_SAMPLES_A_FOLD)
-    if folds < 2:
-        return np.zeros((0, samples), bool)
-    part = np.random.default_rng(seed).permutation(samples) % folds
-    return part[None] == np.arange(folds)[:, None]
-
-
-def _candidates(problem, present, settings, seed):
-    origin = geometric_candidate(problem, "max", present, 0.0)
-    if len(present) == 1:
-        return [origin]
-    caution = settings.baseline_caution
+    held_out = fold_parts(problem.predictions.num_samples, settings.folds, seed)
+    if not len(held_out):
+        return [_from_baseline(problem, each) for each in baseline_contenders(problem, held_out)[0]]
+    low, high = problem.costs.costs[0], problem.costs.costs[-1]
+    grid = low + (high - low) * (np.arange(GRID_BUDGETS) + 0.5) / GRID_BUDGETS
+    solved = solve(
+        solver_samples(problem),
+        problem.predictions.num_classes,
+        problem.costs.costs,
+        (*problem.budgets, *grid.tolist()),
+        held_out,
+        settings,
+        jax.random.key(seed),
+    )
+    chosen = choose(
+        problem,
+        np.asarray(solved.held_out_correct),
+        (np.asarray([*problem.budgets, *grid]) - low) / (high - low),
+        baseline_contenders(problem, held_out),
+        _score_names(settings),
+        settings.caution,
+    )
+    scores: dict[str, np.ndarray] = {}
     return [
-        origin,
-        geometric_candidate(problem, "entropy", present, caution),
-        geometric_candidate(problem, "vote", present, caution),
-        patience_candidate(problem, present, caution),
-        static_candidate(problem, present, caution),
-        curved_candidate(problem, present, settings.curved_caution),
-        learned_candidate(problem, present, origin, settings, settings.learned_caution, seed),
+        _policy(problem, settings, solved, contender, place, scores)
+        for place, contender in enumerate(chosen)
     ]
 
 
-def _choose(
-    problem: Problem,
-    candidates: list[Candidate],
-    held_out: Bool[np.ndarray, "folds samples"],
-    place: int,
-) -> EENet:
-    values = [_out_of_sample(problem, each, held_out, place) for each in candidates]
-    gains = [value - values[0] for value in values]
-    bounds = [
-        gain.mean() - each.caution * gain.std() / np.sqrt(gain.size)
-        for gain, each in zip(gains, candidates, strict=True)
-    ]
-    # argmax takes the first of equals: max_prob.
-    best = candidates[int(np.argmax(bounds))]
-    solution = best.solutions[0][place]
-    fields = policy_fields(problem, solution.scores, solution.thresholds, problem.budgets[place])
-    judged = {each.name: float(gain.mean()) for each, gain in zip(candidates, gains, strict=True)}
-    fields["info"] |= {"chosen": best.name, "out_of_sample_gain_over_max_prob": judged}
-    return EENet(weights=solution.weights, **fields)
+def _score_names(settings: SolverSettings) -> list[str]:
+    return [*settings.measures, *(f"gain-{share:g}" for share in settings.gain_shares)]
 
 
-def _out_of_sample(
-    problem: Problem,
-    candidate: Candidate,
-    held_out: Bool[np.ndarray, "folds samples"],
-    place: int,
-) -> Float[np.ndarray, " samples"]:
-    """`correct` of each sample, from the solution that has not seen it.
+def _policy(problem, settings, solved, contender: Contender, place, scores) -> EENet:
+    if contender.thresholds is not None:
+        return _from_baseline(problem, contender)
+    which = _score_names(settings).index(contender.name)
+    shared = _shared_fields(problem, settings, solved.chances, which)
+    if contender.name not in scores:
+        blank = np.full(problem.predictions.num_exits, -np.inf, np.float32)
+        unset = EENet(budget=0.0, thresholds=blank, costs=problem.costs.costs, **shared)
+        scores[contender.name] = problem_scores(unset, problem)
+    score = scores[contender.name]
+    budget = problem.budgets[place]
+    distribution = np.asarray(solved.distributions[which, place], np.float64)
+    thresholds = thresholds_within(score, distribution, problem.costs.costs, budget)
+    fields = policy_fields(problem, score, thresholds, budget)
+    fields["info"] |= contender.info | {"accuracy_interval_95": accuracy_interval(contender.right)}
+    return EENet(**shared, **fields)
 
-    What a fold happens to cost above or below plan is charged at the price that accuracy
-    has along the static exits, so that candidates are compared at equal cost.
+
+def _shared_fields(
+    problem: Problem, settings: SolverSettings, chances: Chances | None, which: int
+) -> dict[str, Any]:
+    """The score's fields: a measure, or a share of the gain and the chances' weights."""
+    measures = settings.measures
+    if which < len(measures):
+        return _measure_fields(problem, measures[which])
+    assert chances is not None
+    now, last = (
+        np.concatenate([np.asarray(each.linear), np.asarray(each.by_class)], axis=1)
+        for each in chances
+    )
+    share = settings.gain_shares[which - len(measures)]
+    return {"measure": "", "gain_share": float(share), "now": now, "last": last}
+
+
+def _measure_fields(problem: Problem, measure: str) -> dict[str, Any]:
+    exits, _, classes = problem.predictions.probs.shape
+    nothing = np.zeros((exits, num_features(exits) + classes), np.float32)
+    return {"measure": measure, "gain_share": 0.0, "now": nothing, "last": nothing}
+
+
+def _from_baseline(problem: Problem, contender: Contender) -> EENet:
+    assert contender.thresholds is not None
+    scores = problem.measures[..., MEASURES.index(contender.measure)]
+    fields = policy_fields(problem, scores, contender.thresholds, contender.budget)
+    fields["info"] |= contender.info | {"accuracy_interval_95": accuracy_interval(contender.right)}
+    return EENet(**_measure_fields(problem, contender.measure), **fields)
+
+
+def thresholds_within(
+    scores: Float[np.ndarray, "exits samples"],
+    distribution: Float[np.ndarray, " exits"],
+    costs: tuple[float, ...],
+    budget: float,
+) -> Float[np.ndarray, " exits"]:
+    """Thresholds of an exit distribution whose realised cost is within the budget.
+
+    Args:
+      scores: Exit scores.
+      distribution: Shares by exit, of mean cost not above the budget.
+      costs: Cost of each exit.
+      budget: The budget.
     """
-    values = np.zeros(problem.predictions.num_samples)
-    price = _price_of_accuracy(problem, problem.budgets[place])
-    costs = np.asarray(problem.costs.costs)
-    for out, solutions in zip(held_out, candidate.solutions[1:], strict=True):
-        solution: Solution = solutions[place]
-        exits = np.asarray(first_exit(solution.scores, solution.thresholds))[out]
-        right = problem.correct[:, out][exits, np.arange(exits.size)]
-        values[out] = right - price * (costs[exits] - solution.cost)
-    return values
-
-
-def _price_of_accuracy(problem: Problem, budget: float) -> float:
-    """Accuracy per unit of cost, between the exits on either side of the budget."""
-    costs = np.asarray(problem.costs.costs)
-    upper = int(np.clip(np.searchsorted(costs, budget), 1, len(costs) - 1))
-    accuracies = problem.correct.mean(1, dtype=np.float64)
-    gain = accuracies[upper] - accuracies[upper - 1]
-    return max(0.0, float(gain / (costs[upper] - costs[upper - 1])))
+    count = scores.shape[1]
+    quota = np.asarray(ceil_quota(distribution, count))
+    busiest = int(np.argmax(quota))
+    for extra in [0, 1, 2, 4, 8, 16, 64, 256, count]:
+        asked = quota.copy()
+        asked[busiest] = min(count, asked[busiest] + extra)
+        thresholds, left = settle(scores, asked)
+        if mean_cost(left, costs) <= budget:
+            return thresholds
+    return np.full(len(costs), -np.inf, np.float32)

@@ -19,7 +19,7 @@ from eenet_jax.policies.problem import (
     simulated_family,
 )
 from eenet_jax.scheduler.network import random_params
-from eenet_jax.scheduler.solver import Samples, SolverSettings, solve
+from eenet_jax.scheduler.paper_solver import Samples, SolverSettings, solve
 
 TILTS = 256
 

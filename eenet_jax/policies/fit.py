@@ -11,6 +11,7 @@ from eenet_jax.errors import InputError
 from eenet_jax.policies.eenet import EENetSettings, fit_eenet
 from eenet_jax.policies.eenet_paper import EENetPaperSettings, fit_eenet_paper
 from eenet_jax.policies.entropy import fit_entropy
+from eenet_jax.policies.guarantee import within_confidence, within_drop
 from eenet_jax.policies.max_prob import fit_max_prob
 from eenet_jax.policies.patience import fit_patience
 from eenet_jax.policies.policy import Policy
@@ -40,6 +41,7 @@ def fit(
     *,
     policy: str = "eenet",
     seed: int = 0,
+    confidence: float | None = None,
     **settings: Any,
 ) -> list[Policy]:
     """Fit one policy a budget on validation predictions.
@@ -50,7 +52,10 @@ def fit(
       budgets: Average costs per sample, in the table's unit.
       policy: One of `POLICY_NAMES`.
       seed: Draws everything random.
-      **settings: Settings of the policy, e.g. `epochs`; see `EENetSettings` and
+      confidence: For example 0.95: each policy's true mean cost, on samples like these, is
+        above its budget with probability at most 1 - confidence. Without it the budget holds
+        on the validation samples.
+      **settings: Settings of the policy, e.g. `folds`; see `EENetSettings` and
         `EENetPaperSettings`. The baselines have none.
 
     Returns:
@@ -70,14 +75,73 @@ def fit(
         costs=CostTable.parse(costs),
         budgets=tuple(parse_budget(budget) for budget in budgets),
     )
-    return fit_problem(problem, policy, chosen, seed)
+    return fit_problem(problem, policy, chosen, seed, confidence)
 
 
-def fit_problem(problem: Problem, policy: str, settings: Any, seed: int) -> list[Policy]:
+def fit_cheapest(
+    predictions: ExitPredictions | str | Path,
+    costs: CostTable | str | Path | Sequence[float],
+    *,
+    max_accuracy_drop: float,
+    confidence: float = 0.95,
+    policy: str = "eenet",
+    seed: int = 0,
+    **settings: Any,
+) -> Policy:
+    """Fit the cheapest policy that loses at most so much accuracy against the full network.
+
+    Args:
+      predictions: Validation predictions, or the path of an `.npz` file of them.
+      costs: As for `fit`.
+      max_accuracy_drop: A fraction: 0.005 is half a point.
+      confidence: With at least this probability, on samples like these, the policy's true
+        accuracy is not further below the last exit's.
+      policy: One of `POLICY_NAMES`.
+      seed: Draws everything random.
+      **settings: As for `fit`.
+
+    Returns:
+      A policy whose budget is what it costs on the validation samples; one that sends all to
+      the last exit where nothing cheaper can be certified.
+
+    Raises:
+      InputError: an argument is unknown or out of range, files are no good, or there are too
+        few samples to certify anything.
+    """
+    check_policy_name(policy)
+    check_seed("seed", seed)
+    chosen = settings_of(policy, settings)
+    if not isinstance(predictions, ExitPredictions):
+        predictions = ExitPredictions.load(predictions)
+    table = CostTable.parse(costs)
+    problem = Problem(predictions=predictions, costs=table, budgets=(table.costs[-1],))
+    return fit_problem_cheapest(problem, policy, chosen, seed, max_accuracy_drop, confidence)
+
+
+def fit_problem_cheapest(
+    problem: Problem, policy: str, settings: Any, seed: int, drop: float, confidence: float
+) -> Policy:
+    """`fit_cheapest`, everything checked already; `settings` are those of `settings_of`."""
+
+    def fit_part(part: Problem) -> list[Policy]:
+        return fit_problem(part, policy, settings, seed)
+
+    return within_drop(problem, fit_part, drop, confidence, seed)
+
+
+def fit_problem(
+    problem: Problem, policy: str, settings: Any, seed: int, confidence: float | None = None
+) -> list[Policy]:
     """`fit`, everything checked already; `settings` are those of `settings_of`."""
-    if policy in BASELINES:
-        return BASELINES[policy](problem)
-    return LEARNED[policy][0](problem, settings, seed)
+
+    def fit_part(part: Problem) -> list[Policy]:
+        if policy in BASELINES:
+            return BASELINES[policy](part)
+        return LEARNED[policy][0](part, settings, seed)
+
+    if confidence is None:
+        return fit_part(problem)
+    return within_confidence(problem, fit_part, confidence, seed)
 
 
 def check_policy_name(policy: str) -> None:

@@ -29,6 +29,8 @@ class Policy(abc.ABC):
 
     Attributes:
       name: The policy's name, one per class.
+      by_quota: Whether its thresholds are set by how many samples are to leave, and may be
+        set anew so on other samples.
       budget: Average cost per sample that it was fitted for, in `unit`.
       thresholds: One an exit; +∞ lets nobody leave, -∞ everybody. The last exit takes
         whoever is left, whatever its threshold.
@@ -38,6 +40,7 @@ class Policy(abc.ABC):
     """
 
     name: ClassVar[str]
+    by_quota: ClassVar[bool] = True
 
     budget: float
     thresholds: Float[np.ndarray, " exits"]
@@ -185,11 +188,14 @@ def _check(policy: Policy) -> None:
         raise InputError(f"{exits} costs and thresholds of shape {thresholds.shape}")
     if np.isnan(thresholds).any() or not math.isfinite(policy.budget):
         raise InputError("a threshold or the budget is not a number")
-    weights = {f.name: getattr(policy, f.name) for f in dataclasses.fields(policy)}.get("weights")
-    if weights is not None and (
-        weights.ndim != 2 or len(weights) != exits or not np.isfinite(weights).all()
-    ):
-        raise InputError(f"weights of shape {weights.shape} for {exits} exits, or not finite")
+    for field in dataclasses.fields(policy):
+        value = getattr(policy, field.name)
+        if not isinstance(value, np.ndarray) or field.name == "thresholds":
+            continue
+        if value.ndim != 2 or len(value) != exits or not np.isfinite(value).all():
+            raise InputError(
+                f"{field.name} of shape {value.shape} for {exits} exits, or not finite"
+            )
 
 
 def _to_json(value: Any) -> Any:

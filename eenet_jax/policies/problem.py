@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float
 
 from eenet_jax.confidence import measures_at
 from eenet_jax.errors import InputError
+from eenet_jax.policies.certify import accuracy_interval, true_cost_quantiles
+from eenet_jax.policies.policy import Policy
 from eenet_jax.scheduler.simulation import Outcome, first_exit, mean_cost, outcome, simulate_quotas
 from eenet_jax.scheduler.thresholds import exit_quota, geometric
 from eenet_jax.types import MEASURES, Array, CostTable, ExitPredictions
@@ -17,6 +19,9 @@ from eenet_jax.types import MEASURES, Array, CostTable, ExitPredictions
 COARSE_MEMBERS = 512
 FINE_MEMBERS = 64
 MEMBERS_A_CALL = 32
+
+NUMBERS_A_CALL = 2**25
+"""Probabilities of an exit looked at in one call, so that memory does not follow the samples."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -194,6 +199,20 @@ def measure_scores(problem: Problem, name: str) -> Float[np.ndarray, "exits samp
     return np.ascontiguousarray(problem.measures[..., MEASURES.index(name)])
 
 
+def problem_scores(policy: Policy, problem: Problem) -> Float[np.ndarray, "exits samples"]:
+    """A policy's scores on the problem's samples, few enough at once for memory."""
+    probs, given = problem.predictions.probs, problem.predictions.measures
+    step = max(1, NUMBERS_A_CALL // (probs.shape[0] * probs.shape[2]))
+    parts = [
+        policy.scores(
+            probs[:, first : first + step],
+            None if given is None else given[:, first : first + step],
+        )
+        for first in range(0, probs.shape[1], step)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
 def policy_fields(
     problem: Problem,
     scores: Float[Array, "exits samples"],
@@ -201,7 +220,10 @@ def policy_fields(
     budget: float,
 ) -> dict[str, Any]:
     """What every policy is made from, its outcome on validation included."""
-    result = problem.outcome(np.asarray(first_exit(scores, thresholds)))
+    exits = np.asarray(first_exit(scores, thresholds))
+    result = problem.outcome(exits)
+    left = np.bincount(exits, minlength=problem.predictions.num_exits)
+    right = problem.correct[exits, np.arange(exits.size)]
     return {
         "budget": budget,
         "thresholds": np.asarray(thresholds, np.float32),
@@ -211,6 +233,8 @@ def policy_fields(
             "validation_accuracy": result.accuracy,
             "validation_cost": result.cost,
             "validation_exit_rates": list(result.exit_rates),
+            "cost_interval_95": true_cost_quantiles(left, problem.costs.costs, (0.025, 0.975)),
+            "accuracy_interval_95": accuracy_interval(right),
         },
     }
 

@@ -96,3 +96,22 @@ def simulate_quotas(
         return thresholds, left.sum(1), jnp.where(left, correct, 0.0).sum()
 
     return jax.vmap(simulate)(quotas)
+
+
+def settle(
+    scores: Float[Array, "exits samples"], quota: Int[np.ndarray, " quotas"]
+) -> tuple[Float[np.ndarray, " exits"], Int[np.ndarray, " exits"]]:
+    """Thresholds from a quota, and how many leave at each exit.
+
+    An exit that takes all who are left has the threshold -∞, so that it does on new samples.
+
+    Args:
+      scores: Exit scores.
+      quota: How many samples each exit but the last is asked to take.
+    """
+    everyone = np.ones(scores.shape[1], bool)
+    thresholds = np.asarray(thresholds_from_quota(scores, quota, everyone)).copy()
+    exits = np.asarray(first_exit(scores, thresholds))
+    left = np.bincount(exits, minlength=len(thresholds))
+    thresholds[np.argmax(np.cumsum(left) == exits.size) :] = -np.inf
+    return thresholds, left

@@ -1,4 +1,10 @@
-"""The fit of EENet's scheduler: every budget and restart in one jitted program."""
+"""The solver: scores and exit distributions for all budgets, sets and restarts in one program.
+
+A score says what a sample gains by going on: the calibrated chance that the exit is wrong
+against the chance that the full network is. Chances are logistic regressions; exit
+distributions are searched directly (`distribution`), on resampled weights whose results are
+averaged. Each candidate score is judged on folds it was not fitted on.
+"""
 
 import dataclasses
 import functools
@@ -7,283 +13,256 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Bool, Float, Int, Key
 
 from eenet_jax.errors import InputError
-from eenet_jax.scheduler.losses import budget_loss, score_loss
-from eenet_jax.scheduler.network import (
-    SchedulerParams,
-    exit_log_assignment,
-    exit_scores,
-    trainable_weights,
-)
+from eenet_jax.scheduler.distribution import cost_levels, fit_distributions, price_grid
+from eenet_jax.scheduler.logistic import LogisticWeights, fit_logistic
+from eenet_jax.scheduler.parallel import chunk_size, map_fits
 from eenet_jax.scheduler.simulation import first_exit
-from eenet_jax.scheduler.thresholds import thresholds_from_quota, tilt_to_cost
+from eenet_jax.scheduler.thresholds import ceil_quota, thresholds_from_quota
 from eenet_jax.types import MEASURES, Array
 
-EXIT_DISTRIBUTIONS = ("stick_breaking", "softmax")
+FLOATS_A_SEARCH = 24
+"""Arrays of [exits, samples] that one search keeps, measured generously."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SolverSettings:
-    """How the scheduler's losses are minimised.
+    """How scores and exit distributions are fitted.
 
     Attributes:
-      exit_distribution: "stick_breaking" or "softmax".
-      epochs: Passes over the samples, L_q and L_r together.
-      phase_epochs: Epochs of one loss before the other's turn.
-      batch_size: Samples a step.
-      lr: Adam's learning rate.
-      l2: L2 added to the gradient, towards `anchor_to_start`'s point.
-      anchor_to_start: Pull towards the start instead of towards zero.
-      alpha_kl: Weight of the KL term.
-      alpha_budget: Weight of the budget term.
-      beta: Sharpness of the KL's target.
-      hidden_ratio: h's hidden units over its inputs, ρ.
-      patience_epochs: Stop a fit after so many epochs without a better value.
-      tilt: Judge a fit by its exit distribution tilted to the budget, not as it is.
-      budget_slack: Relative excess of realised cost that still counts as met while fitting.
-      measures: The confidence measures that g may weigh.
+      folds: Parts the samples are cut into; candidates are judged on the part left out.
+      restarts: Resampled fits of each exit distribution, averaged.
+      prices: Prices of a unit of cost at which thresholds are optimised.
+      sweeps: Passes over the exits at each price.
+      l2: Penalty on the standardised features of a chance.
+      class_l2: Penalty on a chance's intercepts by answer.
+      gain_shares: How much of the full network's chance counts against going on, a score
+        each: 0 is the chance of being right, 1 the expected gain of going on.
+      measures: Confidence measures that are scores of their own.
+      memory_limit_gb: Memory that the fits of a device may take at once, in 10^9 bytes.
     """
 
-    exit_distribution: str = "stick_breaking"
-    epochs: int = 1000
-    phase_epochs: int = 10
-    batch_size: int = 512
-    lr: float = 3e-5
-    l2: float = 1e-2
-    anchor_to_start: bool = False
-    alpha_kl: float = 1e-3
-    alpha_budget: float = 1e-2
-    beta: float = 1.0
-    hidden_ratio: float = 0.5
-    patience_epochs: int = 100
-    tilt: bool = False
-    budget_slack: float = 0.0
-    measures: tuple[str, ...] = ("max", "entropy", "vote")
+    folds: int = 5
+    restarts: int = 8
+    prices: int = 48
+    sweeps: int = 3
+    l2: float = 3.0
+    class_l2: float = 1.0
+    gain_shares: tuple[float, ...] = (0.0, 0.8, 1.0)
+    measures: tuple[str, ...] = ("max", "margin")
+    memory_limit_gb: float = 2.0
 
     def __post_init__(self):
-        if self.exit_distribution not in EXIT_DISTRIBUTIONS:
-            raise InputError(
-                f"exit_distribution '{self.exit_distribution}' is unknown: give one of"
-                f" {', '.join(EXIT_DISTRIBUTIONS)}"
-            )
-        for name in ("epochs", "phase_epochs", "batch_size", "patience_epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
-        for name in ("lr", "beta", "hidden_ratio"):
+        for name, least in (("folds", 2), ("restarts", 1), ("prices", 3), ("sweeps", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}: give {least} or more")
+        for name in ("l2", "class_l2", "memory_limit_gb"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
-        for name in ("l2", "alpha_kl", "alpha_budget", "budget_slack"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: give 0 or more")
-        unknown = sorted(set(self.measures) - set(MEASURES))
-        if unknown:
-            raise InputError(
-                f"measure '{unknown[0]}' is unknown: give some of {', '.join(MEASURES)}"
-            )
+        for share in self.gain_shares:
+            if not 0 <= share <= 1:
+                raise InputError(f"gain_shares has {share}: give numbers from 0 to 1")
+        for name in self.measures:
+            if name not in MEASURES:
+                raise InputError(f"measure '{name}' is unknown: give some of {', '.join(MEASURES)}")
+        if not (self.measures or self.gain_shares):
+            raise InputError("measures and gain_shares are both empty: give at least one score")
+
+
+class Chances(NamedTuple):
+    """Log-odds that an exit's answer is right, and that the full network's is."""
+
+    now: LogisticWeights
+    last: LogisticWeights
 
 
 class Samples(NamedTuple):
-    """What a fit sees of the samples."""
+    """What the solver sees.
 
-    probs: Float[Array, "exits samples classes"]
+    Attributes:
+      features: `exit_features` of every exit.
+      answers: Each exit's answer.
+      measures: Confidence measures in the order of `MEASURES`.
+      correct: How right each exit is.
+    """
+
+    features: Float[Array, "exits samples features"]
+    answers: Int[Array, "exits samples"]
     measures: Float[Array, "exits samples 5"]
     correct: Float[Array, "exits samples"]
 
 
-class Fitted(NamedTuple):
-    """The best of each fit, by value.
+class Solved(NamedTuple):
+    """What was found, by candidate score: those of `measures`, then of `gain_shares`.
 
     Attributes:
-      params: g and h.
-      distribution: Mean exit assignment p̄ over the samples fitted on.
-      value: Accuracy with the budget met, or minus the cost where it is not.
+      chances: Weights of every exit, fitted to all samples.
+      distributions: Exit distribution for each budget, fitted to all samples.
+      held_out_correct: `correct` of each sample where the candidate fitted without its fold
+        would have sent it within the budget.
     """
 
-    params: SchedulerParams
-    distribution: Float[Array, "runs exits"]
-    value: Float[Array, " runs"]
+    chances: Chances
+    distributions: Float[Array, "scores budgets exits"]
+    held_out_correct: Float[Array, "scores budgets samples"]
 
 
-class _State(NamedTuple):
-    params: SchedulerParams
-    score_moments: optax.OptState
-    assignment_moments: optax.OptState
-    best: Fitted
-    stale_rounds: Int[Array, " runs"]
-    round_index: Int[Array, ""]
+def gain_score(
+    now: Float[Array, "*shape"], last: Float[Array, "*shape"], share: float
+) -> Float[Array, "*shape"]:
+    """share·P(full network wrong) - P(exit wrong), from the log-odds of being right.
+
+    Up to a constant this is P(exit right) - share·P(full network right); chances of being
+    wrong keep their digits where all are near 1.
+    """
+    return share * jax.nn.sigmoid(-last) - jax.nn.sigmoid(-now)
 
 
 def solve(
     samples: Samples,
+    num_classes: int,
     costs: tuple[float, ...],
-    budgets: Float[np.ndarray, " runs"],
-    present: Bool[np.ndarray, "runs samples"],
-    start: SchedulerParams,
+    budgets: tuple[float, ...],
+    held_out: Bool[np.ndarray, "folds samples"],
     settings: SolverSettings,
     key: Key[Array, ""],
-) -> Fitted:
-    """Fit g and h for many budgets and starting points at once.
+) -> Solved:
+    """Fit every candidate score and its exit distributions to all samples and to all but a fold.
 
     Args:
-      samples: Predictions, measures and correctness.
+      samples: Features, answers, measures and correctness.
+      num_classes: C.
       costs: Cost of each exit.
-      budgets: Budget of each run.
-      present: The samples each run is fitted on.
-      start: Starting parameters, each leaf with a leading axis of runs.
-      settings: The optimisation.
-      key: Draws the permutation of every epoch.
-
-    Returns:
-      Parameters and exit distribution of each run, the best it met, start included.
+      budgets: Average costs per sample.
+      held_out: Which samples each fold leaves out; may have no folds.
+      settings: How to fit.
+      key: Draws the resampling.
     """
-    samples = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), samples)
+    low, high = costs[0], costs[-1]
     return _solve(
-        samples,
-        jnp.asarray(costs, jnp.float32),
-        jnp.asarray(budgets, jnp.float32),
-        jnp.asarray(present),
-        jax.tree.map(jnp.asarray, start),
+        jax.tree.map(jnp.asarray, samples),
+        jnp.asarray(cost_levels(costs), jnp.float32),
+        jnp.asarray(price_grid(costs, settings.prices)),
+        jnp.asarray((np.asarray(budgets) - low) / (high - low), jnp.float32),
+        jnp.asarray(held_out),
         key,
+        num_classes=num_classes,
         settings=settings,
     )
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def _solve(samples, costs, budgets, present, start, key, *, settings):
-    adam = optax.adam(settings.lr)
-    judge_all = functools.partial(_judge_all, samples, costs, budgets, present, settings=settings)
-    value, distribution = judge_all(start)
-    state = _State(
-        params=start,
-        score_moments=jax.vmap(adam.init)(start.scores),
-        assignment_moments=jax.vmap(adam.init)(start.assignment),
-        best=Fitted(start, distribution, value),
-        stale_rounds=jnp.zeros(budgets.shape, jnp.int32),
-        round_index=jnp.int32(0),
-    )
-    rounds = -(-settings.epochs // (2 * settings.phase_epochs))
-    patience_rounds = -(-settings.patience_epochs // (2 * settings.phase_epochs))
-
-    def goes_on(state):
-        return (state.round_index < rounds) & (state.stale_rounds < patience_rounds).any()
-
-    def one_round(state):
-        round_key = jax.random.fold_in(key, state.round_index)
-        data = (samples, costs, budgets, present, start)
-        moved = _two_phases(state, data, round_key, adam, settings)
-        value, distribution = judge_all(moved.params)
-        better = (value > state.best.value) & (state.stale_rounds < patience_rounds)
-        found = Fitted(moved.params, distribution, value)
-        return moved._replace(
-            best=jax.tree.map(functools.partial(_keep_better, better), found, state.best),
-            stale_rounds=jnp.where(better, 0, state.stale_rounds + 1),
-            round_index=state.round_index + 1,
-        )
-
-    return jax.lax.while_loop(goes_on, one_round, state).best
+@functools.partial(jax.jit, static_argnames=("num_classes", "settings"))
+def _solve(samples, levels, prices, budgets, held_out, key, *, num_classes, settings):
+    everyone = jnp.ones((1, held_out.shape[1]), bool)
+    sets = jnp.concatenate([everyone, ~held_out]).astype(jnp.float32)
+    chances = _fit_chances(samples, sets, num_classes, settings)
+    scores = _candidate_scores(samples, chances, settings)
+    found = _search(scores, samples.correct, sets, levels, prices, budgets, key, settings)
+    right = _held_out_correct(scores[:, 1:], samples.correct, found[:, 1:], held_out, settings)
+    own = jax.tree.map(lambda leaf: leaf[0], chances)
+    return Solved(own, found[:, 0], right)
 
 
-def _keep_better(better, new, old):
-    return jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+def _pairs(*lengths: int) -> list[Int[np.ndarray, " fits"]]:
+    """Every combination of places, the last one fastest."""
+    return [axis.ravel() for axis in np.indices(lengths)]
 
 
-def _two_phases(state, data, key, adam, settings):
-    """`phase_epochs` epochs of L_q on g, then as many of L_r on h."""
-    keys = jax.random.split(key, (2, settings.phase_epochs))
+def _fit_chances(samples, sets, num_classes, settings):
+    """Chances [sets, exits, …]: of each exit's answer, and of the last exit's from its features."""
+    exits, count, width = samples.features.shape
+    chunk = chunk_size(4.0 * count * 4 * width, settings.memory_limit_gb)
 
-    def epochs(phase, carry, keys):
-        step = functools.partial(_step, data, phase, adam, settings)
-        epoch = functools.partial(_epoch, step, data[0].correct.shape[1], settings.batch_size)
-        return jax.lax.scan(epoch, carry, keys)[0]
-
-    params, score_moments = epochs("scores", (state.params, state.score_moments), keys[0])
-    params, assignment_moments = epochs("assignment", (params, state.assignment_moments), keys[1])
-    return state._replace(
-        params=params, score_moments=score_moments, assignment_moments=assignment_moments
-    )
-
-
-def _epoch(step, num_samples, batch_size, carry, key):
-    """One pass in a fresh order; the last batch is filled up with samples that don't count."""
-    batch_size = min(batch_size, num_samples)
-    steps = -(-num_samples // batch_size)
-    order = jax.random.permutation(key, num_samples)
-    filled = jnp.pad(order, (0, steps * batch_size - num_samples), constant_values=-1)
-    return jax.lax.scan(step, carry, filled.reshape(steps, batch_size))[0], None
-
-
-def _step(data, phase, adam, settings, carry, batch):
-    samples, costs, budgets, present, start = data
-    chosen = jax.tree.map(lambda value: value[:, batch], samples)
-    counts = present[:, batch] & (batch >= 0)[None]
-    update = functools.partial(_update, phase, adam, settings, chosen, costs)
-    return jax.vmap(update)(budgets, counts, start, *carry), None
-
-
-def _update(phase, adam, settings, samples, costs, budget, present, start, params, moments):
-    """One Adam step on one half of the parameters, L2 added to its gradient."""
-
-    def loss(part):
-        whole = params._replace(**{phase: part})
-        scores, log_assignment = _apply(whole, samples, settings)
-        if phase == "scores":
-            return score_loss(scores, samples.correct, log_assignment, present)
-        return budget_loss(
-            scores, log_assignment, costs, budget, present,
-            alpha_kl=settings.alpha_kl, alpha_budget=settings.alpha_budget, beta=settings.beta,
+    def fit(shared, places):
+        samples, sets = shared
+        some, k, target_exit = places
+        return fit_logistic(
+            samples.features[k], samples.answers[k], samples.correct[target_exit], sets[some],
+            num_classes, settings.l2, settings.class_l2,
         )  # fmt: skip
 
-    part = getattr(params, phase)
-    anchor = settings.anchor_to_start * 1.0
-    gradient = jax.tree.map(
-        lambda slope, value, origin: slope + settings.l2 * (value - anchor * origin),
-        jax.grad(loss)(part), part, getattr(start, phase),
-    )  # fmt: skip
-    if phase == "scores":
-        gradient = gradient * _trainable(samples, settings)
-    # A batch none of whose samples counts (a fold's others) must not move anything.
-    updates, moved = adam.update(gradient, moments)
-    some = present.any()
-    part = jax.tree.map(lambda value, by: jnp.where(some, value + by, value), part, updates)
-    moments = jax.tree.map(lambda new, old: jnp.where(some, new, old), moved, moments)
-    return params._replace(**{phase: part}), moments
+    some, k, which = _pairs(len(sets), exits, 2)
+    targets = np.where(which == 0, k, exits - 1)
+    places = tuple(jnp.asarray(each) for each in (some, k, targets))
+    found = map_fits(fit, (samples, sets), places, chunk)
+    shaped = jax.tree.map(lambda leaf: leaf.reshape(len(sets), exits, 2, -1), found)
+    now, last = (jax.tree.map(lambda leaf, at=at: leaf[:, :, at], shaped) for at in (0, 1))
+    return Chances(now, last)
 
 
-def _trainable(samples, settings):
-    exits, _, classes = samples.probs.shape
-    return trainable_weights(exits, classes, settings.measures)
+def _log_odds(samples: Samples, weights: LogisticWeights):
+    """[sets, exits, samples]."""
+    linear = jnp.einsum("knd,skd->skn", samples.features, weights.linear, precision="highest")
+    by_class = jax.vmap(jax.vmap(lambda table, answers: table[answers]), (0, None))(
+        weights.by_class, samples.answers
+    )
+    return linear + by_class
 
 
-def _apply(params, samples, settings):
-    scores = exit_scores(params.scores, samples.probs, samples.measures)
-    log_assignment = exit_log_assignment(
-        params.assignment, samples.probs, samples.measures, scores,
-        settings.exit_distribution, settings.hidden_ratio,
-    )  # fmt: skip
-    return scores, log_assignment
+def _candidate_scores(samples, chances, settings):
+    """[scores, sets, exits, samples]."""
+    now, last = (_log_odds(samples, weights) for weights in chances)
+    plain = [
+        jnp.broadcast_to(samples.measures[..., MEASURES.index(name)], now.shape)
+        for name in settings.measures
+    ]
+    return jnp.stack([*plain, *(gain_score(now, last, share) for share in settings.gain_shares)])
 
 
-def _judge_all(samples, costs, budgets, present, params, *, settings):
-    judge = functools.partial(_judge, samples, costs, settings)
-    return jax.lax.map(lambda run: judge(*run), (budgets, present, params))
+def _search(scores, correct, sets, levels, prices, budgets, key, settings):
+    """Exit distributions [scores, sets, budgets, exits], means over resampled fits."""
+    exits, count = correct.shape
+    chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
+
+    def fit(shared, places):
+        scores, correct, sets, key = shared
+        which, some, restart = places
+        weight = jax.random.exponential(jax.random.fold_in(key, restart), (count,))
+        # One draw alone would only add noise to what all samples say.
+        weight = jnp.where(settings.restarts == 1, 1.0, weight)
+        return fit_distributions(
+            scores[which, some], correct, sets[some] * weight, levels, prices, budgets,
+            settings.sweeps,
+        )  # fmt: skip
+
+    lengths = (len(scores), len(sets), settings.restarts)
+    places = tuple(jnp.asarray(each) for each in _pairs(*lengths))
+    found = map_fits(fit, (scores, correct, sets, key), places, chunk)
+    return found.reshape(*lengths, *found.shape[1:]).mean(2)
 
 
-def _judge(samples, costs, settings, budget, present, params):
-    """Accuracy at the thresholds of the mean assignment, if what is *realised* meets the budget."""
-    scores, log_assignment = _apply(params, samples, settings)
-    count = present.sum()
-    assigned = jnp.where(present[None], jnp.exp(log_assignment), 0.0)
-    distribution = assigned.sum(1) / count
-    used = distribution
-    if settings.tilt:
-        used = tilt_to_cost(jnp.log(distribution + 1e-30), costs, budget)
-    quota = jnp.floor(used[:-1] * count * (1 + 1e-6)).astype(jnp.int32)
-    exits = first_exit(scores, thresholds_from_quota(scores, quota, present))
-    left = (exits[None] == jnp.arange(scores.shape[0])[:, None]) & present[None]
-    accuracy = jnp.where(left, samples.correct, 0.0).sum() / count
-    cost = (left.sum(1) / count) @ costs
-    met = cost <= budget * (1 + settings.budget_slack)
-    return jnp.where(met, accuracy, -cost), distribution
+def _held_out_correct(scores, correct, distributions, held_out, settings):
+    """[scores, budgets, samples]: each fold's samples by what was fitted without them.
+
+    Thresholds are set on the fold's own scores, which needs no label, so that its cost is
+    within the budget, whatever the luck of the draw.
+    """
+    exits, count = correct.shape
+    if not len(held_out):
+        return jnp.zeros((len(scores), distributions.shape[2], count))
+    chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
+
+    def judge(shared, places):
+        scores, correct, distributions, held_out = shared
+        which, fold, budget = places
+        out = held_out[fold]
+        quota = ceil_quota(distributions[which, fold, budget], out.sum())
+        score = scores[which, fold]
+        exit_index = first_exit(score, thresholds_from_quota(score, quota, out))
+        return jnp.take_along_axis(correct, exit_index[None], axis=0)[0]
+
+    def judge_sample_by_sample(shared, places):
+        which, budget = places
+        right = jnp.zeros(count)
+        for fold in range(len(held_out)):
+            here = judge(shared, (which, fold, budget))
+            right = jnp.where(held_out[fold], here, right)
+        return right
+
+    lengths = (len(scores), distributions.shape[2])
+    places = tuple(jnp.asarray(each) for each in _pairs(*lengths))
+    shared = (scores, correct, distributions, held_out)
+    right = map_fits(judge_sample_by_sample, shared, places, chunk)
+    return right.reshape(*lengths, count)

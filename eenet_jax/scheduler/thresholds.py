@@ -25,6 +25,14 @@ def exit_quota(
     return quota.astype(np.int32)
 
 
+def ceil_quota(
+    distribution: Float[Array, "*batch exits"], num_samples: Int[Array, ""] | int
+) -> Int[Array, "*batch quotas"]:
+    """⌈p_k·N⌉ for the early exits: rounding that never costs more than the distribution does."""
+    wanted = distribution[..., :-1] * num_samples
+    return jnp.ceil(wanted - 1e-3).astype(jnp.int32)
+
+
 @jax.jit
 def thresholds_from_quota(
     scores: Float[Array, "exits samples"],

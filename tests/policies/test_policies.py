@@ -19,7 +19,10 @@ from eenet_jax.types import CostTable, ExitPredictions
 
 COSTS = (1.0, 2.5, 4.0)
 BUDGETS = [1.0, 1.7, 2.5, 3.9, 4.0]
-QUICK = {"eenet": {"epochs": 20, "folds": 2}, "eenet_paper": {"epochs": 40, "restarts": 2}}
+QUICK = {
+    "eenet": {"folds": 2, "restarts": 2, "prices": 16, "sweeps": 2},
+    "eenet_paper": {"epochs": 40, "restarts": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +60,9 @@ def test_every_budget_holds_on_realised_validation_cost(fitted, predictions, nam
 @pytest.mark.parametrize("name", ["max_prob", "entropy", "eenet"])
 def test_policies_of_continuous_scores_use_the_budget_up(fitted, name):
     for policy in fitted[name]:
-        assert policy.info["validation_cost"] >= policy.budget - 0.05
+        # Near the full cost `eenet` may keep what buys nothing.
+        if name != "eenet" or policy.budget < 3:
+            assert policy.info["validation_cost"] >= policy.budget - 0.05
 
 
 @pytest.mark.parametrize("name", POLICY_NAMES)
@@ -105,19 +110,19 @@ def test_infinite_thresholds_are_strings(fitted, tmp_path):
 
 def _large(fitted):
     weights = np.random.default_rng(0).normal(size=(3, 2008)).astype(np.float32)
-    known = fitted["eenet"][0]
+    known = fitted["eenet_paper"][0]
     fields = {"budget": 2.0, "thresholds": known.thresholds, "costs": COSTS}
     return type(known)(weights=weights, **fields)
 
 
 def test_large_arrays_lie_beside_in_safetensors(fitted, tmp_path):
     policy = _large(fitted)
-    policy.save(tmp_path / "eenet-2.0.json")
+    policy.save(tmp_path / "eenet_paper-2.0.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "eenet-2.0.json",
-        "eenet-2.0.safetensors",
+        "eenet_paper-2.0.json",
+        "eenet_paper-2.0.safetensors",
     ]
-    again = eenet_jax.load_policy(tmp_path / "eenet-2.0.json")
+    again = eenet_jax.load_policy(tmp_path / "eenet_paper-2.0.json")
     np.testing.assert_array_equal(again.weights, policy.weights)
 
 
@@ -128,7 +133,7 @@ def _damage(document, how):
         "thresholds": document | {"thresholds": ["inf"]},
         "not a number": document | {"thresholds": ["nan", 0.5, "-inf"]},
         "words": document | {"thresholds": ["many", 0.5, "-inf"]},
-        "weights": document | {"weights": [[1.0], [2.0]]},
+        "weights": document | {"now": [[1.0], [2.0]]},
         "budget": {key: value for key, value in document.items() if key != "budget"},
         "no dict": [1, 2],
         "arrays": document | {"arrays": {"file": "gone.safetensors", "names": ["weights"]}},
@@ -301,7 +306,7 @@ def test_budgets_hold_whatever_the_predictions(seed, name):
         ((COSTS, [2.0]), {"policy": "max_prob", "epochs": 3}, "it takes none"),
         ((COSTS, [2.0]), {"policy": "eenet", "folds": 1}, "folds is 1"),
         ((COSTS, [2.0]), {"policy": "eenet_paper", "restarts": 0}, "restarts is 0"),
-        ((COSTS, [2.0]), {"exit_distribution": "softmax"}, "stick_breaking"),
+        ((COSTS, [2.0]), {"exit_distribution": "softmax"}, "'exit_distribution' is unknown"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(predictions, arguments, settings_, words):

@@ -1,85 +1,114 @@
-"""The vectorised fit: it learns, keeps the best by value, and repeats itself."""
+"""The solver as a whole: held-out judgement, memory, devices, and repeatability."""
+
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from synthetic_exits import synthetic
 
-from eenet_jax.confidence import confidence_measures
 from eenet_jax.errors import InputError
-from eenet_jax.scheduler.network import random_params
-from eenet_jax.scheduler.solver import Samples, SolverSettings, _epoch, solve
+from eenet_jax.policies.choice import fold_parts
+from eenet_jax.policies.eenet import solver_samples
+from eenet_jax.policies.problem import Problem
+from eenet_jax.scheduler.solver import SolverSettings, gain_score, solve
+from eenet_jax.types import CostTable
 
 COSTS = (1.0, 2.0, 4.0)
+BUDGETS = (1.0, 1.5, 2.5, 4.0)
+QUICK = {"folds": 3, "restarts": 2, "prices": 12, "sweeps": 2}
 
 
-def _solve(epochs, lr, restarts=2, present=None):
-    predictions = synthetic(samples=120, exits=3, classes=4)
-    samples = Samples(
-        predictions.probs,
-        np.asarray(confidence_measures(predictions.probs)),
-        predictions.correctness(),
+def _solve(seed=0, samples=150, **changed):
+    predictions = synthetic(samples=samples)
+    problem = Problem(predictions=predictions, costs=CostTable(costs=COSTS), budgets=BUDGETS)
+    held_out = fold_parts(samples, 3, 0)
+    settings = SolverSettings(**(QUICK | changed))
+    return solve(
+        solver_samples(problem), 4, COSTS, BUDGETS, held_out, settings, jax.random.key(seed)
     )
-    start = random_params(np.random.default_rng(0), restarts, 3, 4, 0.5)
-    settings = SolverSettings(epochs=epochs, lr=lr, l2=0.0, batch_size=50, phase_epochs=5)
-    present = np.ones((restarts, 120), bool) if present is None else present
-    budgets = np.full(restarts, 2.5)
-    return start, solve(samples, COSTS, budgets, present, start, settings, jax.random.key(0))
 
 
-def test_the_best_is_kept_by_value_start_included():
-    start, fitted = _solve(epochs=100, lr=1e-9)
-    for ours, origin in zip(jax.tree.leaves(fitted.params), jax.tree.leaves(start), strict=True):
-        np.testing.assert_allclose(ours, origin, atol=1e-5)
+def test_distributions_cost_no_more_than_their_budgets():
+    solved = _solve()
+    assert solved.distributions.shape == (5, 4, 3)
+    np.testing.assert_allclose(solved.distributions.sum(-1), 1, atol=1e-5)
+    spent = np.asarray(solved.distributions) @ np.asarray(COSTS)
+    assert (spent <= np.asarray(BUDGETS)[None] + 1e-4).all()
 
 
-def test_fitting_improves_on_the_start_and_spends_about_the_budget():
-    _, before = _solve(epochs=100, lr=1e-9)
-    _, after = _solve(epochs=100, lr=2e-2)
-    assert (np.asarray(after.value) >= np.asarray(before.value)).all()
-    assert np.asarray(after.value).max() > 0.5
-    np.testing.assert_allclose(np.asarray(after.distribution).sum(1), 1, rtol=1e-5)
+def test_held_out_accuracy_rises_with_the_budget_and_starts_at_the_first_exit():
+    right = np.asarray(_solve(samples=600).held_out_correct).mean(-1)
+    first = synthetic(samples=600).correctness()[0].mean()
+    np.testing.assert_allclose(right[:, 0], first, atol=1e-6)
+    assert (right[:, 2] > right[:, 0] + 0.1).all()
 
 
-def test_absent_samples_don_t_matter():
-    present = np.ones((2, 120), bool)
-    present[1, 60:] = False
-    _, all_in = _solve(epochs=100, lr=2e-2)
-    _, some_in = _solve(epochs=100, lr=2e-2, present=present)
-    np.testing.assert_allclose(
-        np.asarray(all_in.distribution)[0], np.asarray(some_in.distribution)[0], rtol=1e-3
-    )
-    assert not np.allclose(all_in.distribution[1], some_in.distribution[1], rtol=1e-5)
+def test_the_same_seed_gives_the_same_bits_and_another_does_not():
+    first, again, other = _solve(), _solve(), _solve(seed=1)
+    for ours, theirs in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not np.array_equal(first.distributions, other.distributions)
 
 
-def test_an_epoch_visits_every_sample_once_and_each_epoch_in_its_own_order():
-    def order(key):
-        batches = []
+def test_a_memory_limit_changes_no_result():
+    whole, cut = _solve(), _solve(memory_limit_gb=1e-4)
+    np.testing.assert_allclose(whole.distributions, cut.distributions, atol=1e-6)
+    np.testing.assert_array_equal(whole.held_out_correct, cut.held_out_correct)
 
-        def step(carry, batch):
-            batches.append(batch)
-            return carry, None
 
-        with jax.disable_jit():
-            _epoch(step, 11, 4, None, key)
-        flat = np.concatenate([np.asarray(batch) for batch in batches])
-        return flat[flat >= 0]
+ON_DEVICES = """
+import json, sys
+sys.path[:0] = [{tests!r}]
+import jax, numpy as np
+from scheduler.test_solver import _solve
+solved = _solve()
+print(json.dumps({{"devices": jax.device_count(),
+    "distributions": np.asarray(solved.distributions).tolist(),
+    "right": np.asarray(solved.held_out_correct).tolist()}}))
+"""
 
-    first, second = (order(jax.random.key(seed)) for seed in (0, 1))
-    assert sorted(first.tolist()) == list(range(11))
-    assert first.tolist() != second.tolist()
+
+def test_eight_devices_give_what_one_gives():
+    tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    found = []
+    for count in (1, 8):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        done = subprocess.run(
+            [sys.executable, "-c", ON_DEVICES.format(tests=tests)],
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    one, eight = found
+    assert (one["devices"], eight["devices"]) == (1, 8)
+    np.testing.assert_allclose(eight["distributions"], one["distributions"], atol=1e-6)
+    np.testing.assert_array_equal(eight["right"], one["right"])
+
+
+def test_a_gain_keeps_its_order_where_all_are_nearly_sure():
+    odds = np.linspace(18, 25, 50, dtype=np.float32)
+    for share in (0.0, 0.8):
+        score = np.asarray(gain_score(odds, np.full(50, 30.0, np.float32), share))
+        assert (np.diff(score) > 0).all()
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("exit_distribution", "sofmax"),
-        ("lr", 0.0),
-        ("epochs", 0),
-        ("l2", -1.0),
-        ("beta", float("nan")),
+        ("folds", 1),
+        ("restarts", 0),
+        ("prices", 2),
+        ("l2", 0.0),
+        ("memory_limit_gb", -1.0),
+        ("gain_shares", (0.5, 1.5)),
+        ("measures", ("max", "luck")),
     ],
 )
 def test_bad_settings_are_named(setting, value):
-    with pytest.raises(InputError, match=setting):
+    with pytest.raises(InputError, match=setting.removesuffix("s")):
         SolverSettings(**{setting: value})

@@ -1,0 +1,129 @@
+"""Which score `eenet` takes for a budget: judged on samples that it was not fitted on."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from eenet_jax.policies.entropy import fit_entropy
+from eenet_jax.policies.max_prob import fit_max_prob
+from eenet_jax.policies.patience import fit_patience
+from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.problem import Problem
+from eenet_jax.policies.static import fit_static, static_thresholds
+from eenet_jax.policies.vote import fit_vote
+
+FEWEST_SAMPLES_A_FOLD = 5
+BUDGET_BANDWIDTH = 0.1
+"""How far, in shares of the range of costs, evidence at one budget speaks for another."""
+
+MEASURE_OF_BASELINE = {
+    "max_prob": (fit_max_prob, "max"),
+    "entropy": (fit_entropy, "entropy"),
+    "vote": (fit_vote, "vote"),
+    "patience": (fit_patience, "patience"),
+    "static": (fit_static, "max"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Contender:
+    """One way to meet one budget.
+
+    Attributes:
+      name: A baseline's, a measure's whose exit distribution is searched, or a gain's.
+      budget: The budget.
+      right: `correct` of each sample at the exit it is sent to, by what has not seen it.
+      measure: A baseline's score.
+      thresholds: A baseline's thresholds.
+      info: What is said of the choice in the policy's file.
+    """
+
+    name: str
+    budget: float
+    right: Float[np.ndarray, " samples"]
+    measure: str = ""
+    thresholds: Float[np.ndarray, " exits"] | None = None
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def fold_parts(samples: int, wanted: int, seed: int) -> Bool[np.ndarray, "folds samples"]:
+    """Which samples each fold holds out; none where there are too few samples to judge by."""
+    folds = min(wanted, samples // FEWEST_SAMPLES_A_FOLD)
+    if folds < 2:
+        return np.zeros((0, samples), bool)
+    part = np.random.default_rng(seed).permutation(samples) % folds
+    return part[None] == np.arange(folds)[:, None]
+
+
+def baseline_contenders(
+    problem: Problem, held_out: Bool[np.ndarray, "folds samples"]
+) -> list[list[Contender]]:
+    """Every baseline for every budget, `[baselines][budgets]`, `max_prob` first.
+
+    But for `static` no baseline's thresholds look at labels, so that validation accuracy is
+    already cross-fitted; `static` chooses its exit on the other folds.
+    """
+    found = []
+    for name, (fit, measure) in MEASURE_OF_BASELINE.items():
+        policies = fit(problem)
+        found.append([_contender(problem, held_out, name, measure, each) for each in policies])
+    return found
+
+
+def _contender(problem: Problem, held_out, name: str, measure: str, policy: Policy) -> Contender:
+    exits = policy.decide(problem.predictions.probs, problem.predictions.measures)
+    if name == "static":
+        for out in held_out:
+            thresholds = static_thresholds(problem, ~out, policy.budget)
+            exits = np.where(out, int(np.argmax(thresholds == -np.inf)), exits)
+    right = problem.correct[exits, np.arange(exits.size)]
+    return Contender(
+        name=name, budget=policy.budget, right=right, measure=measure, thresholds=policy.thresholds
+    )
+
+
+def choose(
+    problem: Problem,
+    right: Float[np.ndarray, "scores budgets samples"],
+    levels: Float[np.ndarray, " budgets"],
+    baselines: list[list[Contender]],
+    names: list[str],
+    caution: float,
+) -> list[Contender]:
+    """The contender taken for each of the problem's budgets.
+
+    Scores are compared by their accuracy at the budget and around it, less `caution` standard
+    errors of the paired difference to the first. The best of those whose accuracy at the
+    budget is not below any baseline's is taken; where there is none, the best baseline.
+
+    Args:
+      problem: Its budgets come first in `right` and `levels`.
+      right: Cross-fitted `correct` of each sample.
+      levels: The budgets on a scale from 0, the first cost, to 1, the last.
+      baselines: `[baselines][budgets]`.
+      names: Of the scores.
+      caution: Standard errors.
+    """
+    accuracy = right.mean(2, dtype=np.float64)
+    chosen = []
+    for place in range(len(problem.budgets)):
+        near = np.exp(-0.5 * ((levels - levels[place]) / BUDGET_BANDWIDTH) ** 2)
+        smooth = np.tensordot(right, (near / near.sum()).astype(np.float32), axes=(1, 0))
+        gain = smooth - smooth[:1]
+        error = gain.std(1) / np.sqrt(gain.shape[1])
+        merit = gain.mean(1) - caution * error
+        rivals = [each[place] for each in baselines]
+        theirs = {each.name: float(each.right.mean(dtype=np.float64)) for each in rivals}
+        best = max(rivals, key=lambda each: theirs[each.name])
+        allowed = accuracy[:, place] >= theirs[best.name]
+        if allowed.any():
+            which = int(np.where(allowed, merit, -np.inf).argmax())
+            best = Contender(
+                name=names[which], budget=problem.budgets[place], right=right[which, place]
+            )
+        ours = dict(zip(names, accuracy[:, place].tolist(), strict=True))
+        info = {"chosen": best.name, "cross_fitted_accuracy": ours | theirs}
+        chosen.append(dataclasses.replace(best, info=info))
+    return chosen

@@ -1,0 +1,239 @@
+"""Policies that hold on samples to come: a cost, or a loss of accuracy, at a stated confidence.
+
+Half of the validation samples fit the policies; the other half, which they have not seen, sets
+thresholds and certifies.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from eenet_jax.errors import InputError
+from eenet_jax.policies.certify import bets_against, last_certified, true_cost_quantiles
+from eenet_jax.policies.policy import Policy
+from eenet_jax.policies.problem import Problem, both_ends, policy_fields, problem_scores
+from eenet_jax.scheduler.simulation import first_exit, mean_cost, settle
+from eenet_jax.scheduler.thresholds import ceil_quota
+
+FEWEST_SAMPLES = 40
+LADDER = 40
+"""Budgets among which the cheapest policy within an accuracy drop is looked for."""
+SHRINKAGE = 40
+"""Steps in which an exit distribution is moved to the first exit until its cost is certified."""
+
+Fit = Callable[[Problem], list[Policy]]
+
+
+def halves(problem: Problem, seed: int) -> tuple[Problem, Problem]:
+    """The samples that policies are fitted on, and those that certify, drawn at random.
+
+    Raises:
+      InputError: there are too few samples to certify anything.
+    """
+    count = problem.predictions.num_samples
+    if count < FEWEST_SAMPLES:
+        raise InputError(
+            f"{count} samples are too few for a confidence: give at least {FEWEST_SAMPLES},"
+            " or fit without"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    parts = (order[: count // 2], order[count // 2 :])
+    fitted_on, certified_on = (
+        dataclasses.replace(problem, predictions=problem.predictions.take(part)) for part in parts
+    )
+    return fitted_on, certified_on
+
+
+def check_confidence(confidence: float) -> None:
+    """Raise InputError unless it lies between ½ and 1."""
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence is {confidence}: give one from 0.5 to below 1, e.g. 0.95")
+
+
+def check_drop(drop: float) -> None:
+    """Raise InputError unless it lies above 0 and below 1."""
+    if not 0 < drop < 1:
+        raise InputError(
+            f"max_accuracy_drop is {drop}: give a fraction above 0 and below 1, e.g. 0.005"
+        )
+
+
+def within_confidence(problem: Problem, fit: Fit, confidence: float, seed: int) -> list[Policy]:
+    """Policies whose true mean cost is above the budget with probability at most 1 - confidence.
+
+    Args:
+      problem: Validation predictions, costs and budgets.
+      fit: Fits one policy a budget.
+      confidence: Of each policy by itself.
+      seed: Draws the halves.
+
+    Returns:
+      One policy a budget; its realised cost on all validation samples is within it too.
+    """
+    check_confidence(confidence)
+    fitted_on, certified_on = halves(problem, seed)
+    # Aimed a little below the budget to begin with, rather than cut down afterwards.
+    aims = [_aim(certified_on, policy, confidence) for policy in fit(fitted_on)]
+    aimed = fit(dataclasses.replace(fitted_on, budgets=tuple(aims)))
+    return [
+        _certified_cost(problem, certified_on, policy, budget, confidence)
+        for policy, budget in zip(aimed, problem.budgets, strict=True)
+    ]
+
+
+def _rates(policy: Policy) -> Float[np.ndarray, " exits"]:
+    return np.asarray(policy.info["validation_exit_rates"], np.float64)
+
+
+def _aim(certified_on: Problem, policy: Policy, confidence: float) -> float:
+    """The budget less what the draw of the certifying samples may add to the cost."""
+    costs = np.asarray(certified_on.costs.costs)
+    rates = _rates(policy)
+    variance = max(0.0, float(rates @ costs**2 - (rates @ costs) ** 2))
+    error = math.sqrt(variance / certified_on.predictions.num_samples)
+    quantile = statistics.NormalDist().inv_cdf(confidence)
+    return max(float(costs[0]), policy.budget - quantile * error)
+
+
+def _certified_cost(
+    problem: Problem, certified_on: Problem, policy: Policy, budget: float, confidence: float
+) -> Policy:
+    if not _is_sure(policy):
+        if policy.by_quota:
+            policy = _within_by_quota(certified_on, policy, budget, confidence)
+        else:
+            policy = _within_by_bets(certified_on, policy, budget, confidence)
+    info = {
+        "certified": "cost",
+        "confidence": confidence,
+        "certified_on": certified_on.predictions.num_samples,
+    }
+    return _completed(problem, policy, budget, info)
+
+
+def _is_sure(policy: Policy) -> bool:
+    """Whether all leave at one exit, whatever the samples, so that the cost is known."""
+    return bool(np.isinf(policy.thresholds).all())
+
+
+def _all_leave_first(policy: Policy) -> Policy:
+    return dataclasses.replace(policy, thresholds=np.full_like(policy.thresholds, -np.inf))
+
+
+def _within_by_quota(
+    certified_on: Problem, policy: Policy, budget: float, confidence: float
+) -> Policy:
+    """The policy's exit rates on new samples, moved to the first exit as far as it takes."""
+    costs = certified_on.costs.costs
+    rates, first = _rates(policy), np.eye(len(costs))[0]
+    scores = problem_scores(policy, certified_on)
+    count = scores.shape[1]
+    for step in range(SHRINKAGE):
+        moved = (step / SHRINKAGE) ** 2
+        quota = np.asarray(ceil_quota((1 - moved) * rates + moved * first, count))
+        asked = np.append(quota, max(0, count - quota.sum()))
+        if true_cost_quantiles(asked, costs, (confidence,))[0] <= budget:
+            return dataclasses.replace(policy, thresholds=settle(scores, quota)[0])
+    return _all_leave_first(policy)
+
+
+def _within_by_bets(
+    certified_on: Problem, policy: Policy, budget: float, confidence: float
+) -> Policy:
+    """The policy as it is, where its cost is certified; otherwise all leave at the first exit."""
+    costs = np.asarray(certified_on.costs.costs)
+    predictions = certified_on.predictions
+    spent = costs[policy.decide(predictions.probs, predictions.measures)]
+    margin = (budget - spent)[None]
+    lowest = float(budget - costs[-1])
+    if lowest >= 0 or bets_against(margin, lowest, confidence)[0]:
+        return policy
+    return _all_leave_first(policy)
+
+
+def _completed(problem: Problem, policy: Policy, budget: float, info: dict[str, Any]) -> Policy:
+    """The policy with what it comes to on all samples, its first threshold low enough for them.
+
+    Lowering a threshold makes a policy cheaper on any sample: what is certified stays so.
+    """
+    scores = problem_scores(policy, problem)
+    thresholds = _lowered_first(scores, policy.thresholds, problem.costs.costs, budget)
+    fields = policy_fields(problem, scores, thresholds, budget)
+    kept = {name: policy.info[name] for name in ("chosen",) if name in policy.info}
+    fields["info"] |= kept | info
+    return dataclasses.replace(policy, **fields)
+
+
+def _lowered_first(scores, thresholds, costs, budget):
+    exits = np.asarray(first_exit(scores, thresholds))
+    prices = np.asarray(costs, np.float64)
+    if mean_cost(np.bincount(exits, minlength=len(costs)), costs) <= budget:
+        return thresholds
+    staying = np.flatnonzero(exits > 0)
+    staying = staying[np.argsort(-scores[0, staying], kind="stable")]
+    saved = np.cumsum(prices[exits[staying]] - prices[0])
+    wanted = (prices[exits].mean() - budget) * exits.size
+    place = min(int(np.searchsorted(saved, wanted)) + 1, len(staying) - 1)
+    lowered = thresholds.copy()
+    lowered[0] = scores[0, staying[place]] if saved[place] >= wanted else -np.inf
+    return lowered
+
+
+def within_drop(problem: Problem, fit: Fit, drop: float, confidence: float, seed: int) -> Policy:
+    """The cheapest policy certified to lose at most so much accuracy against the last exit.
+
+    Policies for budgets over the whole range are fitted on one half, and tested on the other
+    from the dearest on; the last one before the first failure is taken. With probability at
+    least `confidence` its true accuracy is not more than `drop` below the last exit's.
+
+    Args:
+      problem: Validation predictions and costs; its budgets don't matter.
+      fit: Fits one policy a budget.
+      drop: Largest loss of accuracy, a fraction.
+      confidence: Of the certificate.
+      seed: Draws the halves.
+
+    Returns:
+      A policy whose budget is its realised validation cost; the full network where nothing
+      cheaper can be certified.
+    """
+    check_confidence(confidence)
+    check_drop(drop)
+    fitted_on, certified_on = halves(problem, seed)
+    costs = problem.costs.costs
+    ladder = np.linspace(costs[-1], costs[0], LADDER)
+    policies = fit(dataclasses.replace(fitted_on, budgets=tuple(ladder.tolist())))
+    full = dataclasses.replace(policies[0], thresholds=both_ends(len(costs))[1])
+    policies = sorted(policies, key=lambda each: -each.info["validation_cost"])
+    lost = np.stack([_lost(certified_on, policy) for policy in policies])
+    place = last_certified(bets_against(drop - lost, drop - 1.0, confidence))
+    chosen = policies[place] if place >= 0 else full
+    info = {
+        "certified": "accuracy_drop",
+        "max_accuracy_drop": drop,
+        "confidence": confidence,
+        "certified_on": certified_on.predictions.num_samples,
+    }
+    return _completed(problem, chosen, _own_budget(problem, chosen), info)
+
+
+def _lost(problem: Problem, policy: Policy) -> Float[np.ndarray, " samples"]:
+    """How much less right each sample is than at the last exit."""
+    predictions = problem.predictions
+    exits = policy.decide(predictions.probs, predictions.measures)
+    return problem.correct[-1] - problem.correct[exits, np.arange(exits.size)]
+
+
+def _own_budget(problem: Problem, policy: Policy) -> float:
+    """What the policy costs on all samples, rounded up to five digits."""
+    predictions = problem.predictions
+    cost = problem.outcome(policy.decide(predictions.probs, predictions.measures)).cost
+    unit = 10.0 ** (math.floor(math.log10(cost)) - 4)
+    steps = math.ceil(cost / unit - 1e-6)
+    rounded = float(f"{steps * unit:.6g}")
+    return rounded if rounded >= cost else float(f"{(steps + 1) * unit:.6g}")

@@ -1,0 +1,289 @@
+"""The fit of EENet's scheduler: every budget and restart in one jitted program."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Bool, Float, Int, Key
+
+from eenet_jax.errors import InputError
+from eenet_jax.scheduler.losses import budget_loss, score_loss
+from eenet_jax.scheduler.network import (
+    SchedulerParams,
+    exit_log_assignment,
+    exit_scores,
+    trainable_weights,
+)
+from eenet_jax.scheduler.simulation import first_exit
+from eenet_jax.scheduler.thresholds import thresholds_from_quota, tilt_to_cost
+from eenet_jax.types import MEASURES, Array
+
+EXIT_DISTRIBUTIONS = ("stick_breaking", "softmax")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SolverSettings:
+    """How the scheduler's losses are minimised.
+
+    Attributes:
+      exit_distribution: "stick_breaking" or "softmax".
+      epochs: Passes over the samples, L_q and L_r together.
+      phase_epochs: Epochs of one loss before the other's turn.
+      batch_size: Samples a step.
+      lr: Adam's learning rate.
+      l2: L2 added to the gradient, towards `anchor_to_start`'s point.
+      anchor_to_start: Pull towards the start instead of towards zero.
+      alpha_kl: Weight of the KL term.
+      alpha_budget: Weight of the budget term.
+      beta: Sharpness of the KL's target.
+      hidden_ratio: h's hidden units over its inputs, ρ.
+      patience_epochs: Stop a fit after so many epochs without a better value.
+      tilt: Judge a fit by its exit distribution tilted to the budget, not as it is.
+      budget_slack: Relative excess of realised cost that still counts as met while fitting.
+      measures: The confidence measures that g may weigh.
+    """
+
+    exit_distribution: str = "stick_breaking"
+    epochs: int = 1000
+    phase_epochs: int = 10
+    batch_size: int = 512
+    lr: float = 3e-5
+    l2: float = 1e-2
+    anchor_to_start: bool = False
+    alpha_kl: float = 1e-3
+    alpha_budget: float = 1e-2
+    beta: float = 1.0
+    hidden_ratio: float = 0.5
+    patience_epochs: int = 100
+    tilt: bool = False
+    budget_slack: float = 0.0
+    measures: tuple[str, ...] = ("max", "entropy", "vote")
+
+    def __post_init__(self):
+        if self.exit_distribution not in EXIT_DISTRIBUTIONS:
+            raise InputError(
+                f"exit_distribution '{self.exit_distribution}' is unknown: give one of"
+                f" {', '.join(EXIT_DISTRIBUTIONS)}"
+            )
+        for name in ("epochs", "phase_epochs", "batch_size", "patience_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
+        for name in ("lr", "beta", "hidden_ratio"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
+        for name in ("l2", "alpha_kl", "alpha_budget", "budget_slack"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}: give 0 or more")
+        unknown = sorted(set(self.measures) - set(MEASURES))
+        if unknown:
+            raise InputError(
+                f"measure '{unknown[0]}' is unknown: give some of {', '.join(MEASURES)}"
+            )
+
+
+class Samples(NamedTuple):
+    """What a fit sees of the samples."""
+
+    probs: Float[Array, "exits samples classes"]
+    measures: Float[Array, "exits samples 5"]
+    correct: Float[Array, "exits samples"]
+
+
+class Fitted(NamedTuple):
+    """The best of each fit, by value.
+
+    Attributes:
+      params: g and h.
+      distribution: Mean exit assignment p̄ over the samples fitted on.
+      value: Accuracy with the budget met, or minus the cost where it is not.
+    """
+
+    params: SchedulerParams
+    distribution: Float[Array, "runs exits"]
+    value: Float[Array, " runs"]
+
+
+class _State(NamedTuple):
+    params: SchedulerParams
+    score_moments: optax.OptState
+    assignment_moments: optax.OptState
+    best: Fitted
+    stale_rounds: Int[Array, " runs"]
+    round_index: Int[Array, ""]
+
+
+def solve(
+    samples: Samples,
+    costs: tuple[float, ...],
+    budgets: Float[np.ndarray, " runs"],
+    present: Bool[np.ndarray, "runs samples"],
+    start: SchedulerParams,
+    settings: SolverSettings,
+    key: Key[Array, ""],
+) -> Fitted:
+    """Fit g and h for many budgets and starting points at once.
+
+    Args:
+      samples: Predictions, measures and correctness.
+      costs: Cost of each exit.
+      budgets: Budget of each run.
+      present: The samples each run is fitted on.
+      start: Starting parameters, each leaf with a leading axis of runs.
+      settings: The optimisation.
+      key: Draws the permutation of every epoch.
+
+    Returns:
+      Parameters and exit distribution of each run, the best it met, start included.
+    """
+    samples = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), samples)
+    return _solve(
+        samples,
+        jnp.asarray(costs, jnp.float32),
+        jnp.asarray(budgets, jnp.float32),
+        jnp.asarray(present),
+        jax.tree.map(jnp.asarray, start),
+        key,
+        settings=settings,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="settings")
+def _solve(samples, costs, budgets, present, start, key, *, settings):
+    adam = optax.adam(settings.lr)
+    judge_all = functools.partial(_judge_all, samples, costs, budgets, present, settings=settings)
+    value, distribution = judge_all(start)
+    state = _State(
+        params=start,
+        score_moments=jax.vmap(adam.init)(start.scores),
+        assignment_moments=jax.vmap(adam.init)(start.assignment),
+        best=Fitted(start, distribution, value),
+        stale_rounds=jnp.zeros(budgets.shape, jnp.int32),
+        round_index=jnp.int32(0),
+    )
+    rounds = -(-settings.epochs // (2 * settings.phase_epochs))
+    patience_rounds = -(-settings.patience_epochs // (2 * settings.phase_epochs))
+
+    def goes_on(state):
+        return (state.round_index < rounds) & (state.stale_rounds < patience_rounds).any()
+
+    def one_round(state):
+        round_key = jax.random.fold_in(key, state.round_index)
+        data = (samples, costs, budgets, present, start)
+        moved = _two_phases(state, data, round_key, adam, settings)
+        value, distribution = judge_all(moved.params)
+        better = (value > state.best.value) & (state.stale_rounds < patience_rounds)
+        found = Fitted(moved.params, distribution, value)
+        return moved._replace(
+            best=jax.tree.map(functools.partial(_keep_better, better), found, state.best),
+            stale_rounds=jnp.where(better, 0, state.stale_rounds + 1),
+            round_index=state.round_index + 1,
+        )
+
+    return jax.lax.while_loop(goes_on, one_round, state).best
+
+
+def _keep_better(better, new, old):
+    return jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+
+def _two_phases(state, data, key, adam, settings):
+    """`phase_epochs` epochs of L_q on g, then as many of L_r on h."""
+    keys = jax.random.split(key, (2, settings.phase_epochs))
+
+    def epochs(phase, carry, keys):
+        step = functools.partial(_step, data, phase, adam, settings)
+        epoch = functools.partial(_epoch, step, data[0].correct.shape[1], settings.batch_size)
+        return jax.lax.scan(epoch, carry, keys)[0]
+
+    params, score_moments = epochs("scores", (state.params, state.score_moments), keys[0])
+    params, assignment_moments = epochs("assignment", (params, state.assignment_moments), keys[1])
+    return state._replace(
+        params=params, score_moments=score_moments, assignment_moments=assignment_moments
+    )
+
+
+def _epoch(step, num_samples, batch_size, carry, key):
+    """One pass in a fresh order; the last batch is filled up with samples that don't count."""
+    batch_size = min(batch_size, num_samples)
+    steps = -(-num_samples // batch_size)
+    order = jax.random.permutation(key, num_samples)
+    filled = jnp.pad(order, (0, steps * batch_size - num_samples), constant_values=-1)
+    return jax.lax.scan(step, carry, filled.reshape(steps, batch_size))[0], None
+
+
+def _step(data, phase, adam, settings, carry, batch):
+    samples, costs, budgets, present, start = data
+    chosen = jax.tree.map(lambda value: value[:, batch], samples)
+    counts = present[:, batch] & (batch >= 0)[None]
+    update = functools.partial(_update, phase, adam, settings, chosen, costs)
+    return jax.vmap(update)(budgets, counts, start, *carry), None
+
+
+def _update(phase, adam, settings, samples, costs, budget, present, start, params, moments):
+    """One Adam step on one half of the parameters, L2 added to its gradient."""
+
+    def loss(part):
+        whole = params._replace(**{phase: part})
+        scores, log_assignment = _apply(whole, samples, settings)
+        if phase == "scores":
+            return score_loss(scores, samples.correct, log_assignment, present)
+        return budget_loss(
+            scores, log_assignment, costs, budget, present,
+            alpha_kl=settings.alpha_kl, alpha_budget=settings.alpha_budget, beta=settings.beta,
+        )  # fmt: skip
+
+    part = getattr(params, phase)
+    anchor = settings.anchor_to_start * 1.0
+    gradient = jax.tree.map(
+        lambda slope, value, origin: slope + settings.l2 * (value - anchor * origin),
+        jax.grad(loss)(part), part, getattr(start, phase),
+    )  # fmt: skip
+    if phase == "scores":
+        gradient = gradient * _trainable(samples, settings)
+    # A batch none of whose samples counts (a fold's others) must not move anything.
+    updates, moved = adam.update(gradient, moments)
+    some = present.any()
+    part = jax.tree.map(lambda value, by: jnp.where(some, value + by, value), part, updates)
+    moments = jax.tree.map(lambda new, old: jnp.where(some, new, old), moved, moments)
+    return params._replace(**{phase: part}), moments
+
+
+def _trainable(samples, settings):
+    exits, _, classes = samples.probs.shape
+    return trainable_weights(exits, classes, settings.measures)
+
+
+def _apply(params, samples, settings):
+    scores = exit_scores(params.scores, samples.probs, samples.measures)
+    log_assignment = exit_log_assignment(
+        params.assignment, samples.probs, samples.measures, scores,
+        settings.exit_distribution, settings.hidden_ratio,
+    )  # fmt: skip
+    return scores, log_assignment
+
+
+def _judge_all(samples, costs, budgets, present, params, *, settings):
+    judge = functools.partial(_judge, samples, costs, settings)
+    return jax.lax.map(lambda run: judge(*run), (budgets, present, params))
+
+
+def _judge(samples, costs, settings, budget, present, params):
+    """Accuracy at the thresholds of the mean assignment, if what is *realised* meets the budget."""
+    scores, log_assignment = _apply(params, samples, settings)
+    count = present.sum()
+    assigned = jnp.where(present[None], jnp.exp(log_assignment), 0.0)
+    distribution = assigned.sum(1) / count
+    used = distribution
+    if settings.tilt:
+        used = tilt_to_cost(jnp.log(distribution + 1e-30), costs, budget)
+    quota = jnp.floor(used[:-1] * count * (1 + 1e-6)).astype(jnp.int32)
+    exits = first_exit(scores, thresholds_from_quota(scores, quota, present))
+    left = (exits[None] == jnp.arange(scores.shape[0])[:, None]) & present[None]
+    accuracy = jnp.where(left, samples.correct, 0.0).sum() / count
+    cost = (left.sum(1) / count) @ costs
+    met = cost <= budget * (1 + settings.budget_slack)
+    return jnp.where(met, accuracy, -cost), distribution
