@@ -34,6 +34,7 @@ from eenet_jax.scheduler.simulation import outcome
 from eenet_jax.types import CostTable, ExitPredictions
 
 DEFAULT_CONFIDENCE = 0.95
+CERTIFICATES = ("confidence", "max_accuracy_drop", "accuracy_drop")
 LEADING_COLUMNS = ("policy", "budget", "split", "accuracy", "cost")
 
 
@@ -51,7 +52,8 @@ class FrontierRow:
       exit_rates: Share of the samples that leaves at each exit.
       extra: Further columns: `n`, `accuracy_se`, for dense prediction `miou` and
         `pixel_accuracy`, what the fit expects on unseen samples (`cost_low_95`, …), and
-        what was certified (`confidence`, `max_accuracy_drop`).
+        what was certified (`confidence`, `max_accuracy_drop`, and the `accuracy_drop` that
+        it really came to).
     """
 
     policy: str
@@ -338,6 +340,9 @@ def _row(key, text, predictions, exits, costs, info) -> FrontierRow:
     result = outcome(exits, predictions.correctness(), costs)
     spread = right.std(ddof=1) if right.size > 1 else 0.0
     extra = {"n": float(right.size), "accuracy_se": float(spread / np.sqrt(right.size))}
+    if "max_accuracy_drop" in info:
+        full = predictions.correctness()[-1].mean(dtype=np.float64)
+        info = dict(info) | {"accuracy_drop": float(full) - result.accuracy}
     return FrontierRow(
         policy=name,
         budget=parse_budget(text),
@@ -357,7 +362,7 @@ def _expected(info: Mapping[str, Any]) -> dict[str, float]:
         if f"{name}_interval_95" in info:
             low, high = info[f"{name}_interval_95"]
             found |= {f"{name}_low_95": low, f"{name}_high_95": high}
-    return found | {n: info[n] for n in ("confidence", "max_accuracy_drop") if n in info}
+    return found | {n: info[n] for n in CERTIFICATES if n in info}
 
 
 def segmentation_scores(

@@ -12,19 +12,35 @@ from eenet_jax.artifacts import write_text
 from eenet_jax.errors import InputError
 from eenet_jax.report import figures, style
 from eenet_jax.report.comparison_table import comparison_table
+from eenet_jax.report.explanation import leavers_table, reliability, score_weights, who_leaves
 from eenet_jax.report.frontier_figure import accuracy_cost
 from eenet_jax.report.gallery import ImageSource, easiest_hardest, open_images
 from eenet_jax.report.header import header_table, subject
 from eenet_jax.report.sources import Sources, read_sources
 from eenet_jax.report.tables import (
     Table,
+    cheapest_table,
     exit_table,
     frontier_tables,
     speed_table,
     timing_table,
 )
 
-FIGURES = ("accuracy_cost", "exit_rates", "training_curves", "easiest_hardest", "speedup")
+FIGURES = (
+    "accuracy_cost",
+    "exit_rates",
+    "who_leaves",
+    "score_weights",
+    "reliability",
+    "training_curves",
+    "easiest_hardest",
+    "speedup",
+)
+EXPLANATIONS = {
+    "who_leaves": who_leaves,
+    "score_weights": score_weights,
+    "reliability": reliability,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,13 +102,21 @@ def write_report(
 def report_tables(sources: Sources) -> tuple[Table, ...]:
     """All tables that the artifacts allow, in the order of the report."""
     header = header_table(sources)
-    return (*((header,) if header.rows else ()), *result_tables(sources))
+    leavers = leavers_table(sources)
+    optional = ((header,) if header.rows else (), (leavers,) if leavers and leavers.rows else ())
+    return (*optional[0], *result_tables(sources), *optional[1])
 
 
 def result_tables(sources: Sources) -> tuple[Table, ...]:
     """`report_tables` without the one that says what was run."""
     exits = exit_table(sources)
-    tables = [exits, *frontier_tables(sources), comparison_table(sources), speed_table(sources)]
+    tables = [
+        exits,
+        *(frontier_tables(sources) if sources.budgets else ()),
+        cheapest_table(sources),
+        comparison_table(sources),
+        speed_table(sources),
+    ]
     return tuple(table for table in tables if table is not None and table.rows)
 
 
@@ -210,6 +234,8 @@ def _write_figures(
 def _draw(name: str, sources: Sources, images: ImageSource) -> tuple[Figure, str] | None:
     if name == "easiest_hardest":
         return easiest_hardest(sources, images)
+    if name in EXPLANATIONS:
+        return EXPLANATIONS[name](sources)
     about = subject(sources)
     run = next((run for run in sources.runs if run.metrics), None)
     training = f"{about} ({run.folder.name})" if run and len(sources.runs) > 1 else about

@@ -73,7 +73,8 @@ class Fit:
 
     Attributes:
       folder: Where it was read from.
-      rows: `frontier.csv`.
+      rows: The rows of `frontier.csv` that have a budget.
+      cheapest: Those of policies asked for by their loss of accuracy.
       settings: `fit.json`, empty where it is missing.
       comparison: `comparison.csv`, one entry per budget.
       execution: `execution.json`, one mapping per measurement.
@@ -81,9 +82,15 @@ class Fit:
 
     folder: Path
     rows: tuple[FrontierRow, ...]
+    cheapest: tuple[FrontierRow, ...]
     settings: Mapping[str, Any]
     comparison: tuple[Comparison, ...]
     execution: tuple[Mapping[str, Any], ...]
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len((*self.rows, *self.cheapest)[0].exit_rates)
 
     @property
     def cost_table(self) -> CostTable | None:
@@ -142,7 +149,11 @@ class Sources:
     @property
     def split(self) -> str:
         """`test` where there are test rows, else `val`."""
-        return "test" if any(row.split == "test" for row in self.fits[0].rows) else "val"
+        return (
+            "test"
+            if any(row.split == "test" for row in (*self.fits[0].rows, *self.fits[0].cheapest))
+            else "val"
+        )
 
     def rows(self, policy: str, budget_text: str, split: str) -> tuple[FrontierRow, ...]:
         """The rows of one policy at one budget, one per fit that has it."""
@@ -235,10 +246,14 @@ def _read_predictions(paths: Mapping[str, Path]) -> dict[str, ExitPredictions]:
 
 
 def _read_fit(path: Path) -> Fit:
+    rows = _read_rows(path / "frontier.csv")
+    settings = _optional_json(path / "fit.json", "record of the fit", {})
+    asked = settings.get("budgets", [row.budget_text for row in rows])
     return Fit(
         folder=path,
-        rows=_read_rows(path / "frontier.csv"),
-        settings=_optional_json(path / "fit.json", "record of the fit", {}),
+        rows=tuple(row for row in rows if row.budget_text in asked),
+        cheapest=tuple(row for row in rows if "max_accuracy_drop" in row.extra),
+        settings=settings,
         comparison=_read_comparison(path / "comparison.csv"),
         execution=tuple(_optional_json(path / "execution.json", "record of execution", [])),
     )
@@ -254,7 +269,7 @@ def _read_rows(path: Path) -> tuple[FrontierRow, ...]:
 def _check_alike(first: Fit, other: Fit) -> None:
     pairs = {
         "budgets": (first.budgets(), other.budgets()),
-        "number of exits": (len(first.rows[0].exit_rates), len(other.rows[0].exit_rates)),
+        "number of exits": (first.num_exits, other.num_exits),
         "costs": (first.cost_table, other.cost_table),
     }
     for what, (expected, found) in pairs.items():

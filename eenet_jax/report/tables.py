@@ -152,6 +152,41 @@ def frontier_tables(sources: Sources) -> tuple[Table, ...]:
     return (*shown, *_dense_tables(sources, split, note))
 
 
+def cheapest_table(sources: Sources) -> Table | None:
+    """Policies asked for by their loss of accuracy: what they cost, and what they really lost."""
+    rows = [row for fit in sources.fits for row in fit.cheapest if row.split == sources.split]
+    if not rows:
+        return None
+    decimals = cost_decimals(max(row.cost for row in rows))
+    lines = []
+    for name in dict.fromkeys(row.policy for row in rows):
+        found = [row for row in rows if row.policy == name]
+        lines.append(
+            (
+                name,
+                percent([row.extra["max_accuracy_drop"] for row in found]),
+                f"{100 * found[0].extra['confidence']:g}",
+                percent([row.extra["accuracy_drop"] for row in found]),
+                mean_sd([row.cost for row in found], decimals),
+            )
+        )
+    return Table(
+        title="Cheapest policies within a loss of accuracy",
+        header=(
+            "policy",
+            "allowed (points)",
+            "confidence (%)",
+            f"lost on {sources.split} (points)",
+            f"cost on {sources.split} ({sources.unit})",
+        ),
+        rows=tuple(lines),
+        note=(
+            f"{seeds_note(sources)} Lost: the last exit's accuracy less the policy's. Certified on"
+            " half of the validation samples."
+        ),
+    )
+
+
 def _dense_tables(sources: Sources, split: str, note: str) -> list[Table]:
     """Mean intersection over union and pixel accuracy, which dense prediction alone has."""
     titles = {"miou": "Mean IoU", "pixel_accuracy": "Pixel accuracy"}

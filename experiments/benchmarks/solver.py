@@ -1,0 +1,249 @@
+"""Time, memory and quality of the scheduler's solver, beside a plain loop of the published one.
+
+Command (the loop needs the torch extra; without it, its figures are left out):
+    python experiments/benchmarks/solver.py [small] [cifar100] [imagenet] [--torch-epochs 1000]
+
+Predictions are drawn from `exits_of_an_imaginary_network`: a sample has a difficulty, an exit a
+skill; logits are the true class's lead plus noise, of which the exits of a sample share half.
+Sizes: small (N 5,000, K 4, C 10), cifar100 (N 5,000, K 4, C 100), imagenet (N 50,000, K 5,
+C 1,000), each with 20 budgets. `eenet` is timed in a process of its own, compilation included.
+The loop is the published algorithm with what it needs to run at all (gradients are reset, no
+0·log 0, stick-breaking): one fit of 1,000 epochs, timed; its protocol is 20 budgets of 10 restarts.
+Quality is accuracy on as many fresh samples, less what `max_prob` has at the same cost.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+import eenet_jax
+from eenet_jax.environment import environment
+from eenet_jax.policies.eenet_paper import EENetPaperSettings, fit_eenet_paper
+from eenet_jax.policies.problem import Problem, geometric_family, measure_scores
+from eenet_jax.scheduler.simulation import first_exit
+from eenet_jax.types import CostTable, ExitPredictions
+
+SIZES = {"small": (5000, 4, 10), "cifar100": (5000, 4, 100), "imagenet": (50_000, 5, 1000)}
+BUDGETS = 20
+RESTARTS = 10
+EPOCHS = 1000
+
+
+def exits_of_an_imaginary_network(
+    samples: int, exits: int, classes: int, seed: int
+) -> ExitPredictions:
+    """Predictions whose deeper exits are better, with answers that exits share.
+
+    Args:
+      samples: N.
+      exits: K.
+      classes: C.
+      seed: Of the draw.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, samples)
+    difficulty = random.normal(size=samples).astype(np.float32)
+    shared = random.standard_normal((samples, classes), np.float32)
+    probs = np.empty((exits, samples, classes), np.float32)
+    for k, skill in enumerate(np.linspace(2.0, 4.0, exits)):
+        logits = 0.7 * (shared + random.standard_normal((samples, classes), np.float32))
+        logits[np.arange(samples), labels] += skill - difficulty
+        logits *= 1.5
+        np.exp(logits - logits.max(1, keepdims=True), out=probs[k])
+        probs[k] /= probs[k].sum(1, keepdims=True)
+    return ExitPredictions(probs=probs, labels=labels)
+
+
+def problem_of(size: str, seed: int = 0) -> Problem:
+    samples, exits, classes = SIZES[size]
+    costs = tuple(2.0**k for k in range(exits))
+    budgets = np.linspace(costs[0], costs[-1], BUDGETS + 2)[1:-1]
+    return Problem(
+        predictions=exits_of_an_imaginary_network(samples, exits, classes, seed),
+        costs=CostTable(costs=costs),
+        budgets=tuple(budgets.tolist()),
+    )
+
+
+def time_eenet(size: str) -> dict:
+    """Seconds of the whole fit, compilation included, and the process's peak memory."""
+    problem = problem_of(size)
+    # What the program starts with: predictions are read before the clock starts.
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    policies = eenet_jax.fit(problem.predictions, problem.costs, problem.budgets)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    again = time.perf_counter()
+    eenet_jax.fit(problem.predictions, problem.costs, problem.budgets)
+    return {
+        "seconds": seconds,
+        "seconds_compiled": time.perf_counter() - again,
+        "peak_gb": peak * 1024 / 1e9,
+        "gb_before": before * 1024 / 1e9,
+        "lead_points": lead(size, problem, policies),
+    }
+
+
+def lead(size: str, problem: Problem, policies: list) -> float:
+    """Mean lead over `max_prob` at the same cost, on fresh samples, in points."""
+    fresh = problem_of(size, seed=1)
+    costs = np.asarray(problem.costs.costs)
+    scores = measure_scores(fresh, "max")
+    family = geometric_family(problem, measure_scores(problem, "max"), problem.everyone)
+    exits = [np.asarray(first_exit(scores, row)) for row in family.thresholds[::4]]
+    known = sorted((costs[each].mean(), accuracy(fresh, each)) for each in exits)
+    gaps = []
+    for policy in policies:
+        where = policy.decide(fresh.predictions.probs)
+        theirs = np.interp(costs[where].mean(), *zip(*known, strict=True))
+        gaps.append(accuracy(fresh, where) - theirs)
+    return float(100 * np.mean(gaps))
+
+
+def accuracy(problem: Problem, exits: np.ndarray) -> float:
+    return float(problem.correct[exits, np.arange(exits.size)].mean())
+
+
+def in_a_process_of_its_own(size: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, __file__, "--only", size], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def time_paper(restarts: int) -> float:
+    """Seconds of `eenet_paper`'s own fit of the small size, its own defaults but the restarts."""
+    problem = problem_of("small")
+    started = time.perf_counter()
+    fit_eenet_paper(problem, EENetPaperSettings(restarts=restarts), seed=0)
+    return time.perf_counter() - started
+
+
+def time_torch_loop(epochs: int) -> float:
+    """Seconds of one fit of the published algorithm, a plain PyTorch loop."""
+    import torch
+
+    problem = problem_of("small")
+    exits, samples, classes = problem.predictions.probs.shape
+    torch.manual_seed(0)
+    probs = torch.tensor(problem.predictions.probs)
+    measures = torch.tensor(np.ascontiguousarray(problem.measures[..., [0, 1, 3]]))
+    correct = torch.tensor(problem.correct)
+    costs, budget = torch.tensor(problem.costs.costs), 3.0
+    widths = [classes + 3 + k for k in range(exits)]
+    scorers = torch.nn.ModuleList([torch.nn.Linear(width, 1, bias=False) for width in widths])
+    assigners = torch.nn.ModuleList(
+        [
+            torch.nn.Sequential(
+                torch.nn.Linear(width, width // 2), torch.nn.Sigmoid(),
+                torch.nn.Linear(width // 2, 1), torch.nn.Sigmoid(),
+            )
+            for width in widths
+        ]
+    )  # fmt: skip
+    optimisers = [
+        torch.optim.Adam(part.parameters(), lr=3e-5, weight_decay=1e-2)
+        for part in (scorers, assigners)
+    ]
+
+    def forward(batch):
+        scores, earlier, left, shares = [], [], 1.0, []
+        for k in range(exits):
+            inputs = torch.cat([probs[k, batch], measures[k, batch], *earlier], dim=1)
+            score = scorers[k](inputs)
+            share = assigners[k](inputs)[:, 0] if k < exits - 1 else torch.ones(len(batch))
+            scores.append(score[:, 0])
+            shares.append(left * share)
+            left = left * (1 - share)
+            earlier.append(score.detach().clamp(0, 1))
+        return torch.stack(scores), torch.stack(shares)
+
+    def score_loss(scores, shares, right):
+        inside = scores.clamp(1e-3, 1 - 1e-3)
+        each = torch.nn.functional.binary_cross_entropy(inside, right, reduction="none")
+        weight = (shares / shares.sum(1, keepdim=True)).detach()
+        return (weight * each).sum(1).mean()
+
+    def budget_loss(scores, shares):
+        target = scores.detach().clamp(0, 1) + 1e-12
+        target = target / target.sum(0)
+        divergence = (target * (target.log() - (shares + 1e-12).log())).mean()
+        spent = (shares * costs[:, None]).sum(0).mean()
+        return 1e-3 * divergence + 1e-2 * (spent - budget).abs() / budget
+
+    started = time.perf_counter()
+    for epoch in range(epochs):
+        turn = (epoch // 10) % 2
+        for batch in torch.randperm(samples).split(512):
+            scores, shares = forward(batch)
+            if turn == 0:
+                loss = score_loss(scores, shares, correct[:, batch])
+            else:
+                loss = budget_loss(scores, shares)
+            optimisers[turn].zero_grad()
+            loss.backward()
+            optimisers[turn].step()
+        with torch.no_grad():
+            # The published loop judges the whole validation set after every epoch.
+            forward(torch.arange(samples))
+    return time.perf_counter() - started
+
+
+def torch_figures(epochs: int) -> dict:
+    try:
+        import torch
+    except ImportError:
+        print("without PyTorch: the published loop was not timed")
+        return {}
+    seconds = time_torch_loop(epochs) * EPOCHS / epochs
+    print(f"published loop, one fit of {EPOCHS} epochs: {seconds:.1f} s ({epochs} timed)")
+    return {"torch": torch.__version__, "torch_epochs": epochs, "seconds_torch_fit": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", nargs="*", default=["small", "cifar100", "imagenet"])
+    parser.add_argument("--torch-epochs", type=int, default=EPOCHS)
+    parser.add_argument("--only", choices=SIZES, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.only:
+        print(json.dumps(time_eenet(given.only)))
+        return
+    figures = {}
+    for size in given.sizes:
+        found = in_a_process_of_its_own(size)
+        samples, exits, classes = SIZES[size]
+        print(
+            f"{size} (N {samples:,}, K {exits}, C {classes:,}), {BUDGETS} budgets:"
+            f" {found['seconds']:.1f} s with compilation, {found['seconds_compiled']:.1f} s without,"
+            f" peak {found['peak_gb']:.2f} GB ({found['gb_before']:.2f} before the fit),"
+            f" {found['lead_points']:+.2f} points over max_prob at the same cost",
+            flush=True,
+        )
+        figures |= {f"{name}_{size}": value for name, value in found.items()}
+    if "small" in given.sizes:
+        figures["seconds_paper_small"] = time_paper(RESTARTS)
+        print(
+            f"eenet_paper, {BUDGETS} budgets x {RESTARTS} restarts, its own defaults:"
+            f" {figures['seconds_paper_small']:.1f} s"
+        )
+        figures |= torch_figures(given.torch_epochs)
+        if "seconds_torch_fit" in figures:
+            protocol = figures["seconds_torch_fit"] * BUDGETS * RESTARTS
+            figures["speedup_small"] = protocol / figures["seconds_small"]
+            print(f"speed-up over the published protocol: {figures['speedup_small']:.0f}")
+    figures |= {"device": environment()["device"], "jax": jax.__version__}
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
