@@ -93,6 +93,8 @@ def _predictions(sources: Sources, fit: Fit) -> tuple[str, ExitPredictions]:
 
 def leavers_table(sources: Sources) -> Table | None:
     """Those who leave at each exit under each policy, and what the full network says of them."""
+    if not sources.budgets:
+        return None
     try:
         split, predictions = _predictions(sources, sources.fits[0])
     except InputError:

@@ -198,6 +198,8 @@ def _section_text(heading: str, tables: Sequence[Table]) -> str:
 def _missing(sources: Sources) -> list[str]:
     """What the report had to do without, and what would bring it."""
     notes = []
+    if not sources.budgets:
+        notes.append("All figures of policies: fit with `--budgets` to have them.")
     if sources.split == "val":
         notes.append("Test figures: fit with `--test` to have them; these are of validation data.")
     if not any(run.predictions for run in sources.runs):
@@ -232,6 +234,8 @@ def _write_figures(
 
 
 def _draw(name: str, sources: Sources, images: ImageSource) -> tuple[Figure, str] | None:
+    if not sources.budgets and name != "training_curves":
+        return None
     if name == "easiest_hardest":
         return easiest_hardest(sources, images)
     if name in EXPLANATIONS:

@@ -184,14 +184,18 @@ def set_table(name: str, unit: str, found: list[list[Reading]]) -> Table:
         paper = np.mean([each.paper_gap[0] for each in at_budget])
         rows.append(
             (
-                f"{at_budget[0].budget:.4g}", f"{mean['cost']:.4g}", f"{100 * mean['accuracy']:.2f}",
-                *gaps, f"{paper:+.2f}", f"{100 * mean['oracle']:.2f}",
+                f"{at_budget[0].budget:.4g}",
+                f"{mean['cost']:.4g}",
+                f"{100 * mean['accuracy']:.2f}",
+                *gaps,
+                f"{paper:+.2f}",
+                f"{100 * mean['oracle']:.2f}",
                 ", ".join(sorted({each.chosen for each in at_budget})),
             )
         )  # fmt: skip
     header = ("budget", "cost on test", "eenet", *baselines, "eenet_paper", "oracle", "chosen")
     return Table(
-        title=f"{name}: `eenet` on test (%), and its lead over each policy at the same cost (points)",
+        title=f"{name}: `eenet` on test (%), and its lead at the same cost (points)",
         header=header,
         rows=tuple(rows),
         note=(

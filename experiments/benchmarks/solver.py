@@ -224,7 +224,7 @@ def main() -> None:
         samples, exits, classes = SIZES[size]
         print(
             f"{size} (N {samples:,}, K {exits}, C {classes:,}), {BUDGETS} budgets:"
-            f" {found['seconds']:.1f} s with compilation, {found['seconds_compiled']:.1f} s without,"
+            f" {found['seconds']:.1f} s with compilation, {found['seconds_compiled']:.1f} s after,"
             f" peak {found['peak_gb']:.2f} GB ({found['gb_before']:.2f} before the fit),"
             f" {found['lead_points']:+.2f} points over max_prob at the same cost",
             flush=True,

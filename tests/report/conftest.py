@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eenet_jax.policies.eenet import EENet
 from eenet_jax.policies.max_prob import MaxProb
 from eenet_jax.report.report import write_report
+from eenet_jax.scheduler.features import feature_names
 from eenet_jax.types import CostTable, ExitPredictions
 
 POLICIES = ("eenet", "eenet_paper", "max_prob", "entropy", "patience", "vote")
@@ -140,7 +142,24 @@ def _save_policy(path: Path, threshold: float, world: World) -> None:
     thresholds = np.full(world.exits, threshold, np.float32)
     thresholds[-1] = -np.inf
     budget = float(path.stem.split("-")[-1])
+    if path.stem.startswith("eenet-"):
+        _learned(budget, world).save(path)
+        return
     MaxProb(budget=budget, thresholds=thresholds, costs=tuple(world.costs)).save(path)
+
+
+def _learned(budget: float, world: World) -> EENet:
+    """A score that weighs the answer's log-odds, as a fit would."""
+    names = feature_names(world.exits)
+    weights = np.zeros((world.exits, len(names) + world.classes), np.float32)
+    weights[:, names.index("log_odds")] = 0.7
+    weights[:, len(names)] = 0.3
+    thresholds = np.full(world.exits, -0.1, np.float32)
+    thresholds[-1] = -np.inf
+    return EENet(
+        measure="", gain_share=0.8, now=weights, last=0.5 * weights,
+        budget=budget, thresholds=thresholds, costs=tuple(world.costs),
+    )  # fmt: skip
 
 
 def _row(policy, budget, split, given, exits, costs) -> dict:
