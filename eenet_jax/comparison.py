@@ -50,10 +50,10 @@ def paired_interval(
 
 
 def correct_at(
-    predictions: ExitPredictions, exits: Int[np.ndarray, " samples"]
+    policy: Policy, predictions: ExitPredictions, exits: Int[np.ndarray, " samples"]
 ) -> Float[np.ndarray, " samples"]:
-    """`correct` of each sample at its exit."""
-    return predictions.correctness()[exits, np.arange(len(exits))]
+    """How right the policy's answer is for each sample at its exit."""
+    return policy.correctness(predictions)[exits, np.arange(len(exits))]
 
 
 def compare_with_baselines(
@@ -78,7 +78,10 @@ def compare_with_baselines(
     for place, text in enumerate(texts):
         accuracy = {name: fitted[name][place].info["validation_accuracy"] for name in baselines}
         best = max(baselines, key=accuracy.__getitem__)
-        ours, theirs = (correct_at(test, exits[name, place, "test"]) for name in ("eenet", best))
+        ours, theirs = (
+            correct_at(fitted[name][place], test, exits[name, place, "test"])
+            for name in ("eenet", best)
+        )
         gap = paired_interval(ours, theirs)
         means = (float(each.mean(dtype=np.float64)) for each in (ours, theirs))
         lines.append((text, best, *means, gap.mean, gap.half_width))

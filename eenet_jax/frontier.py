@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from eenet_jax.artifacts import check_folder, read_json, replacing_folder, write_json, write_text
-from eenet_jax.comparison import COMPARISON_COLUMNS, compare_with_baselines, correct_at
+from eenet_jax.comparison import COMPARISON_COLUMNS, compare_with_baselines
 from eenet_jax.config import check_seed, differences
 from eenet_jax.environment import environment
 from eenet_jax.errors import InputError
@@ -328,16 +328,18 @@ def _rows(exits, splits, problem, fitted, texts) -> list[FrontierRow]:
     for key in keys:
         name, place, split = key
         policies = fitted[order[0] if name == "oracle" else name]
-        info = {} if name == "oracle" else policies[place].info
+        policy = None if name == "oracle" else policies[place]
         text = _text(policies, place, texts)
-        rows.append(_row(key, text, splits[split], exits[key], problem.costs.costs, info))
+        rows.append(_row(key, text, splits[split], exits[key], problem.costs.costs, policy))
     return rows
 
 
-def _row(key, text, predictions, exits, costs, info) -> FrontierRow:
+def _row(key, text, predictions, exits, costs, policy) -> FrontierRow:
     name, _, split = key
-    right = correct_at(predictions, exits)
-    result = outcome(exits, predictions.correctness(), costs)
+    info = {} if policy is None else policy.info
+    correct = predictions.correctness() if policy is None else policy.correctness(predictions)
+    right = correct[exits, np.arange(exits.size)]
+    result = outcome(exits, correct, costs)
     spread = right.std(ddof=1) if right.size > 1 else 0.0
     extra = {"n": float(right.size), "accuracy_se": float(spread / np.sqrt(right.size))}
     if "max_accuracy_drop" in info:

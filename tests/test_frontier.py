@@ -9,10 +9,9 @@ import pytest
 from synthetic_exits import dense, synthetic
 
 import eenet_jax
-from eenet_jax.comparison import paired_interval
+from eenet_jax.comparison import correct_at, paired_interval
 from eenet_jax.errors import InputError
 from eenet_jax.frontier import (
-    correct_at,
     fit_frontier,
     read_frontier,
     segmentation_scores,
@@ -65,8 +64,9 @@ def test_each_row_is_what_its_saved_policy_does(folder, rows):
         if row.policy == "oracle":
             continue
         path = folder / "out" / "policies" / f"{row.policy}-{row.budget_text}.json"
-        exits = eenet_jax.load_policy(path).decide(splits[row.split].probs)
-        right = correct_at(splits[row.split], exits)
+        policy = eenet_jax.load_policy(path)
+        exits = policy.decide(splits[row.split].probs)
+        right = correct_at(policy, splits[row.split], exits)
         assert row.accuracy == pytest.approx(right.mean())
         assert row.cost == pytest.approx(np.asarray([1, 2.5, 4])[exits].mean())
         assert row.extra["n"] == 200

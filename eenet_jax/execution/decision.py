@@ -81,6 +81,8 @@ def advance(
     carry, _ = network.stage(k, variables, reached.carry, False, None)
     logits, _ = network.head(k, variables, carry, False, None)
     reached = _noted(reached, carry, logits)
+    if policy.answer_weights is not None:
+        logits = jnp.asarray(policy.answer_logits(k, reached.probs))
     if k == network.num_exits - 1:
         leaves = jnp.ones(logits.shape[0], bool)
     else:

@@ -10,9 +10,10 @@ from eenet_jax.policies.entropy import fit_entropy
 from eenet_jax.policies.max_prob import fit_max_prob
 from eenet_jax.policies.patience import fit_patience
 from eenet_jax.policies.policy import Policy
-from eenet_jax.policies.problem import Problem
+from eenet_jax.policies.problem import Problem, measure_scores
 from eenet_jax.policies.static import fit_static, static_thresholds
 from eenet_jax.policies.vote import fit_vote
+from eenet_jax.scheduler.simulation import first_exit
 
 FEWEST_SAMPLES_A_FOLD = 5
 BUDGET_BANDWIDTH = 0.1
@@ -37,6 +38,7 @@ class Contender:
       right: `correct` of each sample at the exit it is sent to, by what has not seen it.
       measure: A baseline's score.
       thresholds: A baseline's thresholds.
+      place: Of the budget, among the solver's, whose exit distribution is taken.
       info: What is said of the choice in the policy's file.
     """
 
@@ -45,6 +47,7 @@ class Contender:
     right: Float[np.ndarray, " samples"]
     measure: str = ""
     thresholds: Float[np.ndarray, " exits"] | None = None
+    place: int = -1
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -73,7 +76,7 @@ def baseline_contenders(
 
 
 def _contender(problem: Problem, held_out, name: str, measure: str, policy: Policy) -> Contender:
-    exits = policy.decide(problem.predictions.probs, problem.predictions.measures)
+    exits = np.asarray(first_exit(measure_scores(problem, measure), policy.thresholds))
     if name == "static":
         for out in held_out:
             thresholds = static_thresholds(problem, ~out, policy.budget)
@@ -95,8 +98,10 @@ def choose(
     """The contender taken for each of the problem's budgets.
 
     Scores are compared by their accuracy at the budget and around it, less `caution` standard
-    errors of the paired difference to the first. The best of those whose accuracy at the
-    budget is not below any baseline's is taken; where there is none, the best baseline.
+    errors of the paired difference to the first. The best of those is taken whose accuracy at
+    the budget itself is not below any baseline's; where there is none, the best of those that
+    reach as much with a smaller budget, as happens where accuracy hardly rises any more; and
+    where there is none either, the best baseline.
 
     Args:
       problem: Its budgets come first in `right` and `levels`.
@@ -107,23 +112,45 @@ def choose(
       caution: Standard errors.
     """
     accuracy = right.mean(2, dtype=np.float64)
+    near = np.exp(-0.5 * ((levels[:, None] - levels[None]) / BUDGET_BANDWIDTH) ** 2)
+    near = (near / near.sum(1, keepdims=True)).astype(np.float32)
+    smooth = np.einsum("jb,sbn->sjn", near, right, optimize=True)
     chosen = []
     for place in range(len(problem.budgets)):
-        near = np.exp(-0.5 * ((levels - levels[place]) / BUDGET_BANDWIDTH) ** 2)
-        smooth = np.tensordot(right, (near / near.sum()).astype(np.float32), axes=(1, 0))
-        gain = smooth - smooth[:1]
-        error = gain.std(1) / np.sqrt(gain.shape[1])
-        merit = gain.mean(1) - caution * error
         rivals = [each[place] for each in baselines]
         theirs = {each.name: float(each.right.mean(dtype=np.float64)) for each in rivals}
         best = max(rivals, key=lambda each: theirs[each.name])
-        allowed = accuracy[:, place] >= theirs[best.name]
-        if allowed.any():
-            which = int(np.where(allowed, merit, -np.inf).argmax())
-            best = Contender(
-                name=names[which], budget=problem.budgets[place], right=right[which, place]
-            )
+        enough = accuracy >= theirs[best.name]
+        here = np.arange(len(levels)) == place
+        for allowed in (enough & here[None], enough & (levels < levels[place])[None]):
+            if allowed.any():
+                which, at = _most_merit(smooth, allowed, smooth[0, place], caution)
+                best = Contender(
+                    name=names[which], budget=problem.budgets[place], right=right[which, at],
+                    place=at,
+                )  # fmt: skip
+                break
         ours = dict(zip(names, accuracy[:, place].tolist(), strict=True))
-        info = {"chosen": best.name, "cross_fitted_accuracy": ours | theirs}
+        info = {
+            "chosen": best.name,
+            "chosen_cross_fitted_accuracy": float(best.right.mean(dtype=np.float64)),
+            "cross_fitted_accuracy": ours | theirs,
+        }
         chosen.append(dataclasses.replace(best, info=info))
     return chosen
+
+
+def _most_merit(
+    smooth: Float[np.ndarray, "scores budgets samples"],
+    allowed: Bool[np.ndarray, "scores budgets"],
+    reference: Float[np.ndarray, " samples"],
+    caution: float,
+) -> tuple[int, int]:
+    """Score and budget of the largest lead over the reference, less its standard errors."""
+    pairs = np.argwhere(allowed)
+    merits = []
+    for which, at in pairs:
+        lead = smooth[which, at] - reference
+        merits.append(lead.mean() - caution * lead.std() / np.sqrt(lead.size))
+    which, at = pairs[int(np.argmax(merits))]
+    return int(which), int(at)

@@ -22,8 +22,10 @@ from eenet_jax.confidence import measure_score, sum_in_fixed_order
 from eenet_jax.errors import InputError
 from eenet_jax.policies.certify import accuracy_interval
 from eenet_jax.policies.choice import Contender, baseline_contenders, choose, fold_parts
+from eenet_jax.policies.max_prob import fit_max_prob
 from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.problem import NUMBERS_A_CALL, Problem, policy_fields, problem_scores
+from eenet_jax.scheduler.combination import fit_combination
 from eenet_jax.scheduler.features import EARLIER_FEATURES, OWN_FEATURES, exit_features
 from eenet_jax.scheduler.simulation import mean_cost, settle
 from eenet_jax.scheduler.solver import (
@@ -34,8 +36,9 @@ from eenet_jax.scheduler.solver import (
     solve,
 )
 from eenet_jax.scheduler.thresholds import ceil_quota
-from eenet_jax.types import MEASURES, Array
+from eenet_jax.types import MEASURES, Array, ExitPredictions
 
+ANSWERS = ("own", "combined")
 GRID_BUDGETS = 12
 """Budgets over the whole range on which scores are judged, beside those asked for."""
 
@@ -47,14 +50,18 @@ class EENetSettings(SolverSettings):
     Attributes:
       caution: Standard errors by which another score must be better than the largest
         probability to replace it, its exit distribution searched alike.
+      answers: "own", the exit's, or "combined", those of all exits passed.
     """
 
     caution: float = 0.5
+    answers: str = "own"
 
     def __post_init__(self):
         super().__post_init__()
         if not self.caution >= 0:
             raise InputError(f"caution is {self.caution}: give 0 or more")
+        if self.answers not in ANSWERS:
+            raise InputError(f"answers is '{self.answers}': give one of {', '.join(ANSWERS)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -180,6 +187,8 @@ def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENe
       One policy a budget; its realised validation cost is not above the budget, and no
       baseline has a higher cross-fitted validation accuracy within it.
     """
+    if settings.answers == "combined":
+        return _with_combined_answers(problem, settings, seed)
     held_out = fold_parts(problem.predictions.num_samples, settings.folds, seed)
     if not len(held_out):
         return [_from_baseline(problem, each) for each in baseline_contenders(problem, held_out)[0]]
@@ -209,6 +218,20 @@ def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENe
     ]
 
 
+def _with_combined_answers(problem: Problem, settings: EENetSettings, seed: int) -> list[EENet]:
+    """The same for answers of all exits passed: they alone say what is right."""
+    predictions = problem.predictions
+    if predictions.correct is not None:
+        raise InputError("answers is 'combined': labelled pixels are answered by one exit, own")
+    weights = fit_combination(predictions.probs, predictions.labels)
+    blank = fit_max_prob(problem)[0]
+    right = dataclasses.replace(blank, answer_weights=weights).correctness(predictions)
+    combined = ExitPredictions(probs=predictions.probs, labels=predictions.labels, correct=right)
+    own = dataclasses.replace(settings, answers="own")
+    policies = fit_eenet(dataclasses.replace(problem, predictions=combined), own, seed)
+    return [dataclasses.replace(policy, answer_weights=weights) for policy in policies]
+
+
 def _score_names(settings: SolverSettings) -> list[str]:
     return [*settings.measures, *(f"gain-{share:g}" for share in settings.gain_shares)]
 
@@ -224,7 +247,7 @@ def _policy(problem, settings, solved, contender: Contender, place, scores) -> E
         scores[contender.name] = problem_scores(unset, problem)
     score = scores[contender.name]
     budget = problem.budgets[place]
-    distribution = np.asarray(solved.distributions[which, place], np.float64)
+    distribution = np.asarray(solved.distributions[which, contender.place], np.float64)
     thresholds = thresholds_within(score, distribution, problem.costs.costs, budget)
     fields = policy_fields(problem, score, thresholds, budget)
     fields["info"] |= contender.info | {"accuracy_interval_95": accuracy_interval(contender.right)}

@@ -19,6 +19,7 @@ from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.problem import Problem, both_ends, policy_fields, problem_scores
 from eenet_jax.scheduler.simulation import first_exit, mean_cost, settle
 from eenet_jax.scheduler.thresholds import ceil_quota
+from eenet_jax.types import ExitPredictions
 
 FEWEST_SAMPLES = 40
 LADDER = 40
@@ -162,11 +163,22 @@ def _completed(problem: Problem, policy: Policy, budget: float, info: dict[str, 
     Lowering a threshold makes a policy cheaper on any sample: what is certified stays so.
     """
     scores = problem_scores(policy, problem)
+    problem = _as_answered(problem, policy)
     thresholds = _lowered_first(scores, policy.thresholds, problem.costs.costs, budget)
     fields = policy_fields(problem, scores, thresholds, budget)
     kept = {name: policy.info[name] for name in ("chosen",) if name in policy.info}
     fields["info"] |= kept | info
     return dataclasses.replace(policy, **fields)
+
+
+def _as_answered(problem: Problem, policy: Policy) -> Problem:
+    """The problem, right being what the policy's answers are."""
+    if policy.answer_weights is None:
+        return problem
+    given = problem.predictions
+    right = policy.correctness(given)
+    answered = ExitPredictions(probs=given.probs, labels=given.labels, correct=right)
+    return dataclasses.replace(problem, predictions=answered)
 
 
 def _lowered_first(scores, thresholds, costs, budget):
@@ -226,7 +238,8 @@ def _lost(problem: Problem, policy: Policy) -> Float[np.ndarray, " samples"]:
     """How much less right each sample is than at the last exit."""
     predictions = problem.predictions
     exits = policy.decide(predictions.probs, predictions.measures)
-    return problem.correct[-1] - problem.correct[exits, np.arange(exits.size)]
+    right = policy.correctness(predictions)
+    return problem.correct[-1] - right[exits, np.arange(exits.size)]
 
 
 def _own_budget(problem: Problem, policy: Policy) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
@@ -14,8 +15,10 @@ from safetensors.numpy import load_file, save_file
 
 from eenet_jax.artifacts import read_json, replacing, write_json
 from eenet_jax.errors import InputError
+from eenet_jax.scheduler.combination import combined_logits
+from eenet_jax.scheduler.features import PROBABILITY_FLOOR
 from eenet_jax.scheduler.simulation import first_exit
-from eenet_jax.types import Array
+from eenet_jax.types import Array, ExitPredictions
 
 FORMAT = "eenet_jax.policy.1"
 LARGEST_ARRAY_IN_JSON = 4096
@@ -37,6 +40,8 @@ class Policy(abc.ABC):
       costs: Cost of each exit.
       unit: Unit of the costs and the budget.
       info: What the fit found, JSON-serialisable: validation accuracy, cost, exit rates.
+      answer_weights: Where samples are answered by all exits passed: row k has the weights of
+        the log-probabilities of exits 0..k. None where the exit answers by itself.
     """
 
     name: ClassVar[str]
@@ -47,6 +52,7 @@ class Policy(abc.ABC):
     costs: tuple[float, ...]
     unit: str = "cost"
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    answer_weights: Float[np.ndarray, "exits exits"] | None = None
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -115,6 +121,33 @@ class Policy(abc.ABC):
         """
         return np.asarray(first_exit(self.scores(probs, measures), self.thresholds))
 
+    def answer_logits(
+        self, k: int, probs: Float[Array, "seen samples classes"]
+    ) -> Float[Array, "samples classes"]:
+        """What a sample that leaves at exit k is answered, as logits; may be traced.
+
+        Args:
+          k: Exit index, 0-based.
+          probs: Softmax outputs of exits 0..k.
+        """
+        if self.answer_weights is None:
+            return jnp.log(jnp.maximum(probs[k], PROBABILITY_FLOOR))
+        return combined_logits(self.answer_weights[k, : k + 1], probs[: k + 1])
+
+    def correctness(self, predictions: ExitPredictions) -> Float[np.ndarray, "exits samples"]:
+        """How right this policy's answer is at every exit.
+
+        Args:
+          predictions: Of the network that it was fitted to.
+        """
+        if self.answer_weights is None:
+            return predictions.correctness()
+        answers = [
+            np.asarray(self.answer_logits(k, predictions.probs[: k + 1])).argmax(-1)
+            for k in range(self.num_exits)
+        ]
+        return (np.stack(answers) == predictions.labels[None]).astype(np.float32)
+
     def save(self, path: str | Path) -> None:
         """Write the policy as JSON; arrays too large for it go into a safetensors file beside it.
 
@@ -169,6 +202,8 @@ def _from_document(cls: type[Policy], document: dict, path: Path) -> Policy:
     for field in dataclasses.fields(cls):
         if field.name in arrays:
             values[field.name] = arrays[field.name]
+        elif field.name == "answer_weights" and document.get(field.name) is None:
+            values[field.name] = None
         elif field.type in (int, float, str):
             values[field.name] = field.type(document[field.name])
         elif field.name == "costs":

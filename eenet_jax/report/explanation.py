@@ -43,8 +43,8 @@ class Explained:
 
     @property
     def right(self) -> Float[np.ndarray, "exits samples"]:
-        """How right each exit is."""
-        return self.predictions.correctness()
+        """How right the policy's answer is at each exit."""
+        return self.policy.correctness(self.predictions)
 
 
 def explained(sources: Sources, name: str = "eenet") -> Explained:
@@ -105,8 +105,11 @@ def leavers_table(sources: Sources) -> Table | None:
         path = _policy_path(sources.fits[0], name, budget)
         if not path.is_file():
             continue
-        exits = eenet_jax.load_policy(path).decide(predictions.probs, predictions.measures)
-        rows.append((name, *(cell for k in range(len(right)) for cell in _cells(right, exits, k))))
+        policy = eenet_jax.load_policy(path)
+        exits, full = policy.decide(predictions.probs, predictions.measures), right[-1]
+        answered = policy.correctness(predictions)
+        cells = [cell for k in range(len(right)) for cell in _cells(answered[k], full, exits == k)]
+        rows.append((name, *cells))
     columns = [
         f"exit {k + 1}: {what}" for k in range(len(right)) for what in ("share", "right", "full")
     ]
@@ -122,11 +125,10 @@ def leavers_table(sources: Sources) -> Table | None:
     )
 
 
-def _cells(right: np.ndarray, exits: np.ndarray, k: int) -> tuple[str, str, str]:
-    here = exits == k
+def _cells(right: np.ndarray, full: np.ndarray, here: np.ndarray) -> tuple[str, str, str]:
     if not here.any():
         return "0.00", MISSING, MISSING
-    values = (here.mean(), right[k, here].mean(), right[-1, here].mean())
+    values = (here.mean(), right[here].mean(), full[here].mean())
     first, second, third = (f"{100 * value:.2f}" for value in values)
     return first, second, third
 

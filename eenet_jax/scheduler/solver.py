@@ -52,7 +52,7 @@ class SolverSettings:
     class_l2: float = 1.0
     gain_shares: tuple[float, ...] = (0.0, 0.8, 1.0)
     measures: tuple[str, ...] = ("max", "margin")
-    memory_limit_gb: float = 2.0
+    memory_limit_gb: float = 1.0
 
     def __post_init__(self):
         for name, least in (("folds", 2), ("restarts", 1), ("prices", 3), ("sweeps", 1)):

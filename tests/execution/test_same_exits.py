@@ -14,18 +14,18 @@ from eenet_jax import networks
 from eenet_jax.errors import InputError
 from eenet_jax.execution.compacted import Compacted
 from eenet_jax.execution.masked import masked
-from eenet_jax.policies.eenet import EENet
+from eenet_jax.policies.eenet import EENet, num_features
 from eenet_jax.policies.entropy import Entropy
 from eenet_jax.policies.max_prob import MaxProb
 from eenet_jax.policies.patience import Patience
 from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.vote import Vote
-from eenet_jax.scheduler.network import measure_weights
 from eenet_jax.scheduler.simulation import first_exit
 
 EXITS, CLASSES, BATCH = 3, 4, 11
 POLICIES = {"max_prob": MaxProb, "entropy": Entropy, "patience": Patience, "vote": Vote}
-NAMES = (*POLICIES, "eenet")
+NAMES = (*POLICIES, "eenet", "combined")
+COMBINATION = np.tril(np.full((EXITS, EXITS), 0.4, np.float32)) + 0.5 * np.eye(EXITS, dtype="f4")
 NOTHING = {"params": {}, "batch_stats": {}}
 
 # Logits that a batch is drawn from: smooth ones, and coarse ones, which tie with one another.
@@ -47,9 +47,12 @@ def _policy(name: str, thresholds) -> Policy:
     }
     if name in POLICIES:
         return POLICIES[name](**fields)
-    shape = measure_weights("max", EXITS, CLASSES).shape
-    weights = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    return EENet(weights=weights, **fields)
+    shape = (EXITS, num_features(EXITS) + CLASSES)
+    now, last = np.random.default_rng(1).normal(0, 0.3, size=(2, *shape)).astype(np.float32)
+    learned = EENet(measure="", gain_share=0.8, now=now, last=last, **fields)
+    if name == "combined":
+        return dataclasses.replace(learned, answer_weights=COMBINATION)
+    return learned
 
 
 @functools.cache
@@ -90,7 +93,7 @@ def _strategies(name: str, kind: str):
 
 
 def check_agreement(policy: Policy, logits: np.ndarray, *strategies) -> None:
-    """Every strategy leaves where the policy decides, with the logits of that exit."""
+    """Every strategy leaves where the policy decides, with that exit's logits or the policy's."""
     probs = exit_probs(logits)
     wanted = policy.decide(probs)
     simulated = first_exit(policy.scores(probs), policy.thresholds)
@@ -98,7 +101,12 @@ def check_agreement(policy: Policy, logits: np.ndarray, *strategies) -> None:
     for run in strategies:
         answers = run(NOTHING, logits)
         np.testing.assert_array_equal(answers.exit_index, wanted)
-        np.testing.assert_array_equal(answers.logits, logits[np.arange(len(logits)), wanted])
+        if policy.answer_weights is None:
+            np.testing.assert_array_equal(answers.logits, logits[np.arange(len(logits)), wanted])
+            continue
+        said = np.stack([policy.answer_logits(k, probs[: k + 1]) for k in range(EXITS)])
+        chosen = said[wanted, np.arange(len(logits))]
+        np.testing.assert_allclose(answers.logits, chosen, rtol=1e-5, atol=1e-5)
 
 
 _rows = st.lists(st.integers(0, len(POOL) - 1), min_size=BATCH, max_size=BATCH)
