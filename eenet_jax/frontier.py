@@ -201,13 +201,13 @@ def _check_same_fit(path: Path, described: Mapping[str, Any]) -> None:
 
 
 def _described(problem: Problem, chosen: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:
-    asked = {"confidence": wanted.confidence, "max_accuracy_drop": wanted.max_accuracy_drop}
     return {
         "costs": list(problem.costs.costs),
         "unit": problem.costs.unit,
         "policies": [*chosen],
         "budgets": wanted.texts,
-        **{name: value for name, value in asked.items() if value is not None},
+        "confidence": wanted.confidence,
+        "max_accuracy_drop": wanted.max_accuracy_drop,
         "settings": {name: dataclasses.asdict(each) for name, each in chosen.items() if each},
     }
 

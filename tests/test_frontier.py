@@ -1,6 +1,7 @@
 """`fit_frontier`: the files, their columns, and what bad input leaves behind (nothing)."""
 
 import csv
+import functools
 import json
 
 import jax
@@ -17,7 +18,7 @@ from eenet_jax.frontier import (
     segmentation_scores,
 )
 
-QUICK = {"folds": 2, "restarts": 2, "prices": 16}
+QUICK = {"folds": 2, "resamplings": 2, "prices": 16}
 BUDGETS = ["1", "1.7", "2.50", "3.9", "4"]
 
 
@@ -229,3 +230,15 @@ def test_an_accuracy_drop_alone_needs_no_budgets(folder):
         max_accuracy_drop=0.2,
     )  # fmt: skip
     assert [row.policy for row in rows] == ["max_prob", "static", "oracle"]
+
+
+def test_a_fit_without_a_promise_does_not_replace_one_with_it(folder):
+    fit_with = functools.partial(
+        fit_frontier, folder / "val.npz", None, "1,2.5,4", ["2"], ["max_prob"], 0
+    )
+    fit_with(folder / "sure", confidence=0.95)
+    with pytest.raises(InputError, match="holds another fit"):
+        fit_with(folder / "sure")
+    fit_with(folder / "plain")
+    with pytest.raises(InputError, match="holds another fit"):
+        fit_with(folder / "plain", max_accuracy_drop=0.1)

@@ -55,7 +55,10 @@ def last_certified(certified: Bool[np.ndarray, " policies"]) -> int:
 
 
 def true_cost_quantiles(
-    left: Int[np.ndarray, " exits"], costs: tuple[float, ...], levels: tuple[float, ...]
+    left: Int[np.ndarray, " exits"],
+    sure_exit: int,
+    costs: tuple[float, ...],
+    levels: tuple[float, ...],
 ) -> list[float]:
     """Quantiles of the true mean cost of thresholds that let these numbers leave.
 
@@ -67,15 +70,17 @@ def true_cost_quantiles(
     Source: Tukey, Nonparametric estimation II: statistically equivalent blocks (1947).
 
     Args:
-      left: How many samples leave at each exit; the last of them that any reach takes all.
+      left: How many samples leave at each exit.
+      sure_exit: The first exit that takes whoever is left.
       costs: Cost of each exit.
       levels: Of the quantiles, between 0 and 1.
     """
-    reached = np.flatnonzero(left)
+    shape = np.asarray(left, np.float64).copy()
+    shape[sure_exit] += 1
+    reached = np.flatnonzero(shape)
     if len(reached) == 1:
         return [float(costs[reached[0]])] * len(levels)
-    shape = np.asarray(left, np.float64)[reached]
-    shape[-1] += 1
+    shape = shape[reached]
     drawn = np.random.default_rng(0).dirichlet(shape, DIRICHLET_DRAWS)
     spent = drawn @ np.asarray(costs, np.float64)[reached]
     return [float(value) for value in np.quantile(spent, levels)]

@@ -87,6 +87,21 @@ def _contender(problem: Problem, held_out, name: str, measure: str, policy: Poli
     )
 
 
+def best_of(baselines: list[list[Contender]]) -> list[Contender]:
+    """For each budget the baseline that is best on validation; all there is for few samples."""
+    found = []
+    for rivals in zip(*baselines, strict=True):
+        accuracies = {each.name: float(each.right.mean(dtype=np.float64)) for each in rivals}
+        best = max(rivals, key=lambda each: accuracies[each.name])
+        info = {
+            "chosen": best.name,
+            "chosen_cross_fitted_accuracy": accuracies[best.name],
+            "cross_fitted_accuracy": accuracies,
+        }
+        found.append(dataclasses.replace(best, info=info))
+    return found
+
+
 def choose(
     problem: Problem,
     right: Float[np.ndarray, "scores budgets samples"],
@@ -105,14 +120,17 @@ def choose(
 
     Args:
       problem: Its budgets come first in `right` and `levels`.
-      right: Cross-fitted `correct` of each sample.
+      right: Cross-fitted `correct` of each sample; the first score is the reference.
       levels: The budgets on a scale from 0, the first cost, to 1, the last.
       baselines: `[baselines][budgets]`.
       names: Of the scores.
       caution: Standard errors.
     """
     accuracy = right.mean(2, dtype=np.float64)
+    asked = np.arange(len(levels)) < len(problem.budgets)
     near = np.exp(-0.5 * ((levels[:, None] - levels[None]) / BUDGET_BANDWIDTH) ** 2)
+    # What else was asked for says nothing: a policy depends on its own budget alone.
+    near = np.where(asked[None] & ~np.eye(len(levels), dtype=bool), 0.0, near)
     near = (near / near.sum(1, keepdims=True)).astype(np.float32)
     smooth = np.einsum("jb,sbn->sjn", near, right, optimize=True)
     chosen = []
@@ -122,7 +140,7 @@ def choose(
         best = max(rivals, key=lambda each: theirs[each.name])
         enough = accuracy >= theirs[best.name]
         here = np.arange(len(levels)) == place
-        for allowed in (enough & here[None], enough & (levels < levels[place])[None]):
+        for allowed in (enough & here[None], enough & (~asked & (levels < levels[place]))[None]):
             if allowed.any():
                 which, at = _most_merit(smooth, allowed, smooth[0, place], caution)
                 best = Contender(

@@ -21,13 +21,19 @@ from jaxtyping import Float
 from eenet_jax.confidence import measure_score, sum_in_fixed_order
 from eenet_jax.errors import InputError
 from eenet_jax.policies.certify import accuracy_interval
-from eenet_jax.policies.choice import Contender, baseline_contenders, choose, fold_parts
+from eenet_jax.policies.choice import (
+    Contender,
+    baseline_contenders,
+    best_of,
+    choose,
+    fold_parts,
+)
 from eenet_jax.policies.max_prob import fit_max_prob
 from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.problem import NUMBERS_A_CALL, Problem, policy_fields, problem_scores
 from eenet_jax.scheduler.combination import fit_combination
-from eenet_jax.scheduler.features import EARLIER_FEATURES, OWN_FEATURES, exit_features
-from eenet_jax.scheduler.simulation import mean_cost, settle
+from eenet_jax.scheduler.features import exit_features, num_features
+from eenet_jax.scheduler.simulation import lowered_to_budget, settle
 from eenet_jax.scheduler.solver import (
     Chances,
     Samples,
@@ -36,7 +42,7 @@ from eenet_jax.scheduler.solver import (
     solve,
 )
 from eenet_jax.scheduler.thresholds import ceil_quota
-from eenet_jax.types import MEASURES, Array, ExitPredictions
+from eenet_jax.types import MEASURES, Array
 
 ANSWERS = ("own", "combined")
 GRID_BUDGETS = 12
@@ -48,8 +54,8 @@ class EENetSettings(SolverSettings):
     """How `eenet` fits and chooses; see `SolverSettings`.
 
     Attributes:
-      caution: Standard errors by which another score must be better than the largest
-        probability to replace it, its exit distribution searched alike.
+      caution: Standard errors by which another score must be better than the first of
+        `score_measures` to replace it, its exit distribution searched alike.
       answers: "own", the exit's, or "combined", those of all exits passed.
     """
 
@@ -117,6 +123,15 @@ class EENet(Policy):
         row = jnp.asarray(self.now[k])
         return jax.nn.sigmoid(_log_odds_at(row[None], probs[: k + 1], seen, len(self.now))[0])
 
+    def __post_init__(self):
+        exits, width = len(self.thresholds), num_features(len(self.thresholds)) + 2
+        if self.measure and self.measure not in MEASURES:
+            raise InputError(f"measure '{self.measure}' is unknown: known are {MEASURES}")
+        for name in ("now", "last"):
+            shape = getattr(self, name).shape
+            if len(shape) != 2 or shape[0] != exits or shape[1] < width or shape != self.now.shape:
+                raise InputError(f"{name} has shape {shape}, of {exits} exits")
+
     def _check_classes(self, classes: int) -> None:
         exits, width = self.now.shape
         wanted = width - num_features(exits)
@@ -125,11 +140,6 @@ class EENet(Policy):
                 f"probs has {classes} classes, the policy was fitted to {wanted}: use the"
                 " network that it was fitted to"
             )
-
-
-def num_features(exits: int) -> int:
-    """Columns of `exit_features`."""
-    return len(OWN_FEATURES) + len(EARLIER_FEATURES) * (exits - 1)
 
 
 @functools.partial(jax.jit, static_argnames="exits")
@@ -142,7 +152,7 @@ def _log_odds_at(rows, probs, measures, exits):
 
 
 # One program from probabilities to score: compiled in pieces, its last bits would differ.
-@functools.partial(jax.jit, static_argnames=("share", "exits"))
+@functools.partial(jax.jit, static_argnames="exits")
 def _gain_at(now, last, share, probs, measures, exits):
     now, last = _log_odds_at(jnp.stack([now, last]), probs, measures, exits)
     return gain_score(now, last, share)
@@ -187,11 +197,32 @@ def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENe
       One policy a budget; its realised validation cost is not above the budget, and no
       baseline has a higher cross-fitted validation accuracy within it.
     """
-    if settings.answers == "combined":
-        return _with_combined_answers(problem, settings, seed)
     held_out = fold_parts(problem.predictions.num_samples, settings.folds, seed)
+    baselines = baseline_contenders(problem, held_out)
     if not len(held_out):
-        return [_from_baseline(problem, each) for each in baseline_contenders(problem, held_out)[0]]
+        return [_from_baseline(problem, each) for each in best_of(baselines)]
+    if settings.answers == "own":
+        return _fit(problem, baselines, held_out, settings, seed)
+    weights, combined = _answered_by_all(problem)
+    fitted = _fit(combined, baselines, held_out, settings, seed)
+    return [
+        _answering(problem, policy, weights, [each[place] for each in baselines])
+        for place, policy in enumerate(fitted)
+    ]
+
+
+def _answering(
+    problem: Problem, policy: EENet, weights: np.ndarray, rivals: list[Contender]
+) -> EENet:
+    """The policy with combined answers; where a baseline won, it did so with its own."""
+    for rival in rivals:
+        if rival.name == policy.info["chosen"]:
+            return _from_baseline(problem, dataclasses.replace(rival, info=dict(policy.info)))
+    return dataclasses.replace(policy, answer_weights=weights)
+
+
+def _fit(problem, baselines, held_out, settings: EENetSettings, seed: int) -> list[EENet]:
+    """One policy a budget, of the solver's scores and the baselines."""
     low, high = problem.costs.costs[0], problem.costs.costs[-1]
     grid = low + (high - low) * (np.arange(GRID_BUDGETS) + 0.5) / GRID_BUDGETS
     solved = solve(
@@ -207,7 +238,7 @@ def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENe
         problem,
         np.asarray(solved.held_out_correct),
         (np.asarray([*problem.budgets, *grid]) - low) / (high - low),
-        baseline_contenders(problem, held_out),
+        baselines,
         _score_names(settings),
         settings.caution,
     )
@@ -218,22 +249,20 @@ def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENe
     ]
 
 
-def _with_combined_answers(problem: Problem, settings: EENetSettings, seed: int) -> list[EENet]:
-    """The same for answers of all exits passed: they alone say what is right."""
+def _answered_by_all(problem: Problem) -> tuple[np.ndarray, Problem]:
+    """Weights of combined answers, and the problem in which these are what is right."""
     predictions = problem.predictions
     if predictions.correct is not None:
         raise InputError("answers is 'combined': labelled pixels are answered by one exit, own")
     weights = fit_combination(predictions.probs, predictions.labels)
-    blank = fit_max_prob(problem)[0]
-    right = dataclasses.replace(blank, answer_weights=weights).correctness(predictions)
-    combined = ExitPredictions(probs=predictions.probs, labels=predictions.labels, correct=right)
-    own = dataclasses.replace(settings, answers="own")
-    policies = fit_eenet(dataclasses.replace(problem, predictions=combined), own, seed)
-    return [dataclasses.replace(policy, answer_weights=weights) for policy in policies]
+    blank = dataclasses.replace(fit_max_prob(problem)[0], answer_weights=weights)
+    combined = dataclasses.replace(predictions, correct=blank.correctness(predictions))
+    return weights, dataclasses.replace(problem, predictions=combined)
 
 
 def _score_names(settings: SolverSettings) -> list[str]:
-    return [*settings.measures, *(f"gain-{share:g}" for share in settings.gain_shares)]
+    searched = (f"searched-{measure}" for measure in settings.score_measures)
+    return [*searched, *(f"gain-{share:g}" for share in settings.gain_shares)]
 
 
 def _policy(problem, settings, solved, contender: Contender, place, scores) -> EENet:
@@ -247,8 +276,9 @@ def _policy(problem, settings, solved, contender: Contender, place, scores) -> E
         scores[contender.name] = problem_scores(unset, problem)
     score = scores[contender.name]
     budget = problem.budgets[place]
-    distribution = np.asarray(solved.distributions[which, contender.place], np.float64)
-    thresholds = thresholds_within(score, distribution, problem.costs.costs, budget)
+    quota = ceil_quota(solved.distributions[which, contender.place], score.shape[1])
+    thresholds, _ = settle(score, np.asarray(quota))
+    thresholds = lowered_to_budget(score, thresholds, problem.costs.costs, budget)
     fields = policy_fields(problem, score, thresholds, budget)
     fields["info"] |= contender.info | {"accuracy_interval_95": accuracy_interval(contender.right)}
     return EENet(**shared, **fields)
@@ -258,7 +288,7 @@ def _shared_fields(
     problem: Problem, settings: SolverSettings, chances: Chances | None, which: int
 ) -> dict[str, Any]:
     """The score's fields: a measure, or a share of the gain and the chances' weights."""
-    measures = settings.measures
+    measures = settings.score_measures
     if which < len(measures):
         return _measure_fields(problem, measures[which])
     assert chances is not None
@@ -280,31 +310,6 @@ def _from_baseline(problem: Problem, contender: Contender) -> EENet:
     assert contender.thresholds is not None
     scores = problem.measures[..., MEASURES.index(contender.measure)]
     fields = policy_fields(problem, scores, contender.thresholds, contender.budget)
-    fields["info"] |= contender.info | {"accuracy_interval_95": accuracy_interval(contender.right)}
+    fields["info"] = contender.info | fields["info"]
+    fields["info"]["accuracy_interval_95"] = accuracy_interval(contender.right)
     return EENet(**_measure_fields(problem, contender.measure), **fields)
-
-
-def thresholds_within(
-    scores: Float[np.ndarray, "exits samples"],
-    distribution: Float[np.ndarray, " exits"],
-    costs: tuple[float, ...],
-    budget: float,
-) -> Float[np.ndarray, " exits"]:
-    """Thresholds of an exit distribution whose realised cost is within the budget.
-
-    Args:
-      scores: Exit scores.
-      distribution: Shares by exit, of mean cost not above the budget.
-      costs: Cost of each exit.
-      budget: The budget.
-    """
-    count = scores.shape[1]
-    quota = np.asarray(ceil_quota(distribution, count))
-    busiest = int(np.argmax(quota))
-    for extra in [0, 1, 2, 4, 8, 16, 64, 256, count]:
-        asked = quota.copy()
-        asked[busiest] = min(count, asked[busiest] + extra)
-        thresholds, left = settle(scores, asked)
-        if mean_cost(left, costs) <= budget:
-            return thresholds
-    return np.full(len(costs), -np.inf, np.float32)

@@ -14,16 +14,23 @@ import numpy as np
 from jaxtyping import Float
 
 from eenet_jax.errors import InputError
-from eenet_jax.policies.certify import bets_against, last_certified, true_cost_quantiles
+from eenet_jax.policies.certify import (
+    accuracy_interval,
+    bets_against,
+    last_certified,
+    true_cost_quantiles,
+)
 from eenet_jax.policies.policy import Policy
 from eenet_jax.policies.problem import Problem, both_ends, policy_fields, problem_scores
-from eenet_jax.scheduler.simulation import first_exit, mean_cost, settle
+from eenet_jax.scheduler.simulation import lowered_to_budget, settle
 from eenet_jax.scheduler.thresholds import ceil_quota
-from eenet_jax.types import ExitPredictions
 
 FEWEST_SAMPLES = 40
 LADDER = 40
 """Budgets among which the cheapest policy within an accuracy drop is looked for."""
+COARSE_LADDER = 8
+"""Budgets tried where scores are too coarse to set thresholds by numbers of samples."""
+LARGEST_TIE = 0.02
 SHRINKAGE = 40
 """Steps in which an exit distribution is moved to the first exit until its cost is certified."""
 
@@ -77,12 +84,13 @@ def within_confidence(problem: Problem, fit: Fit, confidence: float, seed: int) 
       One policy a budget; its realised cost on all validation samples is within it too.
     """
     check_confidence(confidence)
-    fitted_on, certified_on = halves(problem, seed)
+    parts = halves(problem, seed)
+    fitted_on, certified_on = parts
     # Aimed a little below the budget to begin with, rather than cut down afterwards.
     aims = [_aim(certified_on, policy, confidence) for policy in fit(fitted_on)]
     aimed = fit(dataclasses.replace(fitted_on, budgets=tuple(aims)))
     return [
-        _certified_cost(problem, certified_on, policy, budget, confidence)
+        _certified_cost(problem, parts, fit, policy, budget, confidence)
         for policy, budget in zip(aimed, problem.budgets, strict=True)
     ]
 
@@ -102,24 +110,35 @@ def _aim(certified_on: Problem, policy: Policy, confidence: float) -> float:
 
 
 def _certified_cost(
-    problem: Problem, certified_on: Problem, policy: Policy, budget: float, confidence: float
+    problem: Problem,
+    halves: tuple[Problem, Problem],
+    fit: Fit,
+    policy: Policy,
+    budget: float,
+    confidence: float,
 ) -> Policy:
+    fitted_on, certified_on = halves
     if not _is_sure(policy):
-        if policy.by_quota:
-            policy = _within_by_quota(certified_on, policy, budget, confidence)
+        if _is_coarse(fitted_on, policy):
+            policy = _within_by_bets(halves, fit, budget, confidence)
         else:
-            policy = _within_by_bets(certified_on, policy, budget, confidence)
-    info = {
-        "certified": "cost",
-        "confidence": confidence,
-        "certified_on": certified_on.predictions.num_samples,
-    }
-    return _completed(problem, policy, budget, info)
+            policy = _within_by_quota(certified_on, policy, budget, confidence)
+    return _completed(problem, certified_on, policy, budget, {"certified": "cost"}, confidence)
 
 
 def _is_sure(policy: Policy) -> bool:
     """Whether all leave at one exit, whatever the samples, so that the cost is known."""
     return bool(np.isinf(policy.thresholds).all())
+
+
+def _is_coarse(problem: Problem, policy: Policy) -> bool:
+    """Whether many samples share a score at a threshold, so that no number of them can be cut off.
+
+    Votes and counts of agreement do; so do probabilities that are 1 to the last bit.
+    """
+    scores = problem_scores(policy, problem)[:-1]
+    tied = (scores == policy.thresholds[:-1, None]).mean(axis=1)
+    return bool(tied.max() > LARGEST_TIE)
 
 
 def _all_leave_first(policy: Policy) -> Policy:
@@ -138,36 +157,61 @@ def _within_by_quota(
         moved = (step / SHRINKAGE) ** 2
         quota = np.asarray(ceil_quota((1 - moved) * rates + moved * first, count))
         asked = np.append(quota, max(0, count - quota.sum()))
-        if true_cost_quantiles(asked, costs, (confidence,))[0] <= budget:
+        sure_exit = int(np.flatnonzero(asked)[-1])
+        if true_cost_quantiles(asked, sure_exit, costs, (confidence,))[0] <= budget:
             return dataclasses.replace(policy, thresholds=settle(scores, quota)[0])
     return _all_leave_first(policy)
 
 
 def _within_by_bets(
-    certified_on: Problem, policy: Policy, budget: float, confidence: float
+    halves: tuple[Problem, Problem], fit: Fit, budget: float, confidence: float
 ) -> Policy:
-    """The policy as it is, where its cost is certified; otherwise all leave at the first exit."""
+    """The dearest of a few policies, tested from the cheapest on, whose cost is certified."""
+    fitted_on, certified_on = halves
     costs = np.asarray(certified_on.costs.costs)
-    predictions = certified_on.predictions
-    spent = costs[policy.decide(predictions.probs, predictions.measures)]
-    margin = (budget - spent)[None]
-    lowest = float(budget - costs[-1])
-    if lowest >= 0 or bets_against(margin, lowest, confidence)[0]:
-        return policy
-    return _all_leave_first(policy)
+    steps = np.linspace(costs[0], budget, COARSE_LADDER)
+    policies = fit(dataclasses.replace(fitted_on, budgets=tuple(steps.tolist())))
+    policies = sorted(policies, key=lambda each: each.info["validation_cost"])
+    given = certified_on.predictions
+    spent = np.stack([costs[each.decide(given.probs, given.measures)] for each in policies])
+    lowest = min(budget - costs[-1], -1e-12)
+    # What all leave at, whatever the samples, needs no bet.
+    known = [_is_sure(each) and each.info["validation_cost"] <= budget for each in policies]
+    certified = bets_against(budget - spent, float(lowest), confidence) | np.asarray(known)
+    place = last_certified(certified)
+    return policies[place] if place >= 0 else _all_leave_first(policies[0])
 
 
-def _completed(problem: Problem, policy: Policy, budget: float, info: dict[str, Any]) -> Policy:
+def _completed(
+    problem: Problem,
+    certified_on: Problem,
+    policy: Policy,
+    budget: float,
+    info: dict[str, Any],
+    confidence: float,
+) -> Policy:
     """The policy with what it comes to on all samples, its first threshold low enough for them.
 
-    Lowering a threshold makes a policy cheaper on any sample: what is certified stays so.
+    Lowering a threshold makes a policy cheaper on any sample: what is certified stays so. The
+    accuracy's interval is from the samples that neither score nor distribution was fitted on.
     """
     scores = problem_scores(policy, problem)
-    problem = _as_answered(problem, policy)
-    thresholds = _lowered_first(scores, policy.thresholds, problem.costs.costs, budget)
-    fields = policy_fields(problem, scores, thresholds, budget)
+    thresholds = lowered_to_budget(scores, policy.thresholds, problem.costs.costs, budget)
+    fields = policy_fields(_as_answered(problem, policy), scores, thresholds, budget)
+    policy = dataclasses.replace(policy, thresholds=thresholds)
+    given = certified_on.predictions
+    exits = policy.decide(given.probs, given.measures)
+    right = policy.correctness(given)[exits, np.arange(exits.size)]
     kept = {name: policy.info[name] for name in ("chosen",) if name in policy.info}
-    fields["info"] |= kept | info
+    fields["info"] |= (
+        kept
+        | info
+        | {
+            "confidence": confidence,
+            "certified_on": given.num_samples,
+            "accuracy_interval_95": accuracy_interval(right),
+        }
+    )
     return dataclasses.replace(policy, **fields)
 
 
@@ -176,24 +220,8 @@ def _as_answered(problem: Problem, policy: Policy) -> Problem:
     if policy.answer_weights is None:
         return problem
     given = problem.predictions
-    right = policy.correctness(given)
-    answered = ExitPredictions(probs=given.probs, labels=given.labels, correct=right)
+    answered = dataclasses.replace(given, correct=policy.correctness(given))
     return dataclasses.replace(problem, predictions=answered)
-
-
-def _lowered_first(scores, thresholds, costs, budget):
-    exits = np.asarray(first_exit(scores, thresholds))
-    prices = np.asarray(costs, np.float64)
-    if mean_cost(np.bincount(exits, minlength=len(costs)), costs) <= budget:
-        return thresholds
-    staying = np.flatnonzero(exits > 0)
-    staying = staying[np.argsort(-scores[0, staying], kind="stable")]
-    saved = np.cumsum(prices[exits[staying]] - prices[0])
-    wanted = (prices[exits].mean() - budget) * exits.size
-    place = min(int(np.searchsorted(saved, wanted)) + 1, len(staying) - 1)
-    lowered = thresholds.copy()
-    lowered[0] = scores[0, staying[place]] if saved[place] >= wanted else -np.inf
-    return lowered
 
 
 def within_drop(problem: Problem, fit: Fit, drop: float, confidence: float, seed: int) -> Policy:
@@ -218,20 +246,24 @@ def within_drop(problem: Problem, fit: Fit, drop: float, confidence: float, seed
     check_drop(drop)
     fitted_on, certified_on = halves(problem, seed)
     costs = problem.costs.costs
-    ladder = np.linspace(costs[-1], costs[0], LADDER)
-    policies = fit(dataclasses.replace(fitted_on, budgets=tuple(ladder.tolist())))
-    full = dataclasses.replace(policies[0], thresholds=both_ends(len(costs))[1])
+    policies = fit(dataclasses.replace(fitted_on, budgets=_ladder(costs)))
+    full = dataclasses.replace(
+        policies[0], thresholds=both_ends(len(costs))[1], answer_weights=None
+    )
     policies = sorted(policies, key=lambda each: -each.info["validation_cost"])
     lost = np.stack([_lost(certified_on, policy) for policy in policies])
     place = last_certified(bets_against(drop - lost, drop - 1.0, confidence))
     chosen = policies[place] if place >= 0 else full
-    info = {
-        "certified": "accuracy_drop",
-        "max_accuracy_drop": drop,
-        "confidence": confidence,
-        "certified_on": certified_on.predictions.num_samples,
-    }
-    return _completed(problem, chosen, _own_budget(problem, chosen), info)
+    info = {"certified": "accuracy_drop", "max_accuracy_drop": drop}
+    budget = _own_budget(problem, chosen)
+    return _completed(problem, certified_on, chosen, budget, info, confidence)
+
+
+def _ladder(costs: tuple[float, ...]) -> tuple[float, ...]:
+    """Budgets over the range, evenly and by equal ratios, and every exit's own cost."""
+    even = np.linspace(costs[0], costs[-1], LADDER)
+    by_ratio = np.clip(np.geomspace(costs[0], costs[-1], LADDER // 2), costs[0], costs[-1])
+    return tuple(np.unique(np.concatenate([even, by_ratio, costs])).tolist())
 
 
 def _lost(problem: Problem, policy: Policy) -> Float[np.ndarray, " samples"]:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from eenet_jax.confidence import measure_score, measures_at
+from eenet_jax.confidence import measures_at
 from eenet_jax.errors import InputError
 from eenet_jax.policies.policy import Policy
-from eenet_jax.policies.problem import Problem, measure_scores
-from eenet_jax.scheduler.network import exit_scores, measure_weights
+from eenet_jax.policies.problem import Problem
+from eenet_jax.scheduler.network import exit_scores
 from eenet_jax.types import MEASURES, Array
 
 
@@ -44,8 +44,6 @@ def linear_score(
 ) -> Float[Array, " samples"]:
     """g at exit k, unclipped, from exits 0..k alone.
 
-    Where all of g's weight is on one measure, g costs what that measure costs.
-
     Args:
       weights: g's weights at every exit.
       k: Exit index, 0-based.
@@ -61,9 +59,6 @@ def linear_score(
             f"probs has {probs.shape[-1]} classes, the policy was fitted to"
             f" {wanted - len(MEASURES) - exits}: use the network that it was fitted to"
         )
-    alone = single_measure(weights, probs.shape[-1])
-    if alone is not None:
-        return measure_score(alone, probs, measures)
     probs = jnp.asarray(probs)
     if measures is None:
         measures = jnp.stack([measures_at(probs[: row + 1]) for row in range(k + 1)])
@@ -75,22 +70,11 @@ def _last_score(weights, probs, measures):
     return exit_scores(weights, probs, measures, exactly=True)[-1]
 
 
-def single_measure(weights: Float[np.ndarray, "exits weights"], classes: int) -> str | None:
-    """The measure that has all of g's weight, if one has."""
-    for name in MEASURES:
-        if np.array_equal(weights, measure_weights(name, len(weights), classes)):
-            return name
-    return None
-
-
 def linear_scores(
     weights: Float[np.ndarray, "exits weights"], problem: Problem
 ) -> Float[np.ndarray, "exits samples"]:
     """g at every exit on the problem's samples, by the very programs of `linear_score`."""
     probs = problem.predictions.probs
-    alone = single_measure(weights, probs.shape[-1])
-    if alone is not None:
-        return measure_scores(problem, alone)
     rows = [
         _last_score(weights[: k + 1], probs[: k + 1], problem.measures[: k + 1])
         for k in range(len(probs))

@@ -27,7 +27,6 @@ class Patience(MeasurePolicy):
     """The score is how many exits in a row agree, exit k the last of them."""
 
     name = "patience"
-    by_quota = False
     measure = "patience"
 
 

@@ -32,8 +32,6 @@ class Policy(abc.ABC):
 
     Attributes:
       name: The policy's name, one per class.
-      by_quota: Whether its thresholds are set by how many samples are to leave, and may be
-        set anew so on other samples.
       budget: Average cost per sample that it was fitted for, in `unit`.
       thresholds: One an exit; +∞ lets nobody leave, -∞ everybody. The last exit takes
         whoever is left, whatever its threshold.
@@ -45,7 +43,6 @@ class Policy(abc.ABC):
     """
 
     name: ClassVar[str]
-    by_quota: ClassVar[bool] = True
 
     budget: float
     thresholds: Float[np.ndarray, " exits"]
@@ -192,7 +189,10 @@ def load_policy(path: str | Path) -> Policy:
     try:
         return _from_document(cls, document, Path(path))
     except (InputError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
-        raise InputError(f"'{path}' is a damaged policy file ({error!r}): fit it again") from None
+        raise InputError(
+            f"'{path}' is a damaged policy file, or one of an earlier version ({error!r}): fit it"
+            " again"
+        ) from None
 
 
 def _from_document(cls: type[Policy], document: dict, path: Path) -> Policy:
@@ -223,6 +223,9 @@ def _check(policy: Policy) -> None:
         raise InputError(f"{exits} costs and thresholds of shape {thresholds.shape}")
     if np.isnan(thresholds).any() or not math.isfinite(policy.budget):
         raise InputError("a threshold or the budget is not a number")
+    combined = policy.answer_weights
+    if combined is not None and combined.shape != (exits, exits):
+        raise InputError(f"answer_weights of shape {combined.shape} for {exits} exits")
     for field in dataclasses.fields(policy):
         value = getattr(policy, field.name)
         if not isinstance(value, np.ndarray) or field.name == "thresholds":

@@ -233,7 +233,9 @@ def policy_fields(
             "validation_accuracy": result.accuracy,
             "validation_cost": result.cost,
             "validation_exit_rates": list(result.exit_rates),
-            "cost_interval_95": true_cost_quantiles(left, problem.costs.costs, (0.025, 0.975)),
+            "cost_interval_95": true_cost_quantiles(
+                left, int(np.argmax(thresholds == -np.inf)), problem.costs.costs, (0.025, 0.975)
+            ),
             "accuracy_interval_95": accuracy_interval(right),
         },
     }

@@ -16,7 +16,6 @@ class Static(Policy):
     """All scores are 0; the thresholds are +∞ before the chosen exit and -∞ from it on."""
 
     name = "static"
-    by_quota = False
 
     def score(
         self,

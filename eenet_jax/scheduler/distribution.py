@@ -139,11 +139,12 @@ def best_mixtures(
       budgets: On the same scale.
     """
     costs = shares @ levels
-    tolerance = 1e-6
 
     def mix(budget):
+        # Of rounding alone: where costs span orders of magnitude an exit is worth little more.
+        tolerance = 1e-6 * budget
         low, high = costs[:, None], costs[None, :]
-        rise = (budget - low) / jnp.maximum(high - low, 1e-9)
+        rise = (budget - low) / jnp.maximum(high - low, 1e-30)
         toward = jnp.where(high <= budget + tolerance, 1.0, jnp.clip(rise, 0.0, 1.0))
         value = accuracies[:, None] * (1 - toward) + accuracies[None] * toward
         value = jnp.where(low <= budget + tolerance, value, -jnp.inf)

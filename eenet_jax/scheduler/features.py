@@ -27,6 +27,11 @@ def feature_names(exits: int) -> tuple[str, ...]:
     return (*OWN_FEATURES, *earlier)
 
 
+def num_features(exits: int) -> int:
+    """Columns of `exit_features` for K exits."""
+    return len(feature_names(exits))
+
+
 def _log(probs: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jnp.log(jnp.maximum(probs, PROBABILITY_FLOOR))
 

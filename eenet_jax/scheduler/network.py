@@ -170,18 +170,3 @@ def random_params(
         out_bias=draw((exits,), units),
     )
     return SchedulerParams(scores=draw(trainable.shape, inputs) * trainable, assignment=assignment)
-
-
-def measure_weights(name: str, exits: int, classes: int) -> Float[np.ndarray, "{exits} weights"]:
-    """All of g's weight on one measure: g's score is then that measure, to the bit."""
-    weights = np.zeros((exits, classes + NUM_MEASURES + exits), np.float32)
-    weights[:, classes + MEASURES.index(name)] = 1.0
-    return weights
-
-
-def stick_logits(distribution: Float[np.ndarray, " exits"]) -> Float[np.ndarray, " exits"]:
-    """The logits of r at which stick-breaking gives this exit distribution, within ±8."""
-    shares = np.asarray(distribution, np.float64)
-    left = np.maximum(shares[::-1].cumsum()[::-1], 1e-12)
-    leave = np.clip(shares / left, 3e-4, 1 - 3e-4)
-    return np.log(leave / (1 - leave)).astype(np.float32)

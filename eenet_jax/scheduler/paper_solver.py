@@ -19,7 +19,7 @@ from eenet_jax.scheduler.network import (
     trainable_weights,
 )
 from eenet_jax.scheduler.simulation import first_exit
-from eenet_jax.scheduler.thresholds import thresholds_from_quota, tilt_to_cost
+from eenet_jax.scheduler.thresholds import thresholds_from_quota
 from eenet_jax.types import MEASURES, Array
 
 EXIT_DISTRIBUTIONS = ("stick_breaking", "softmax")
@@ -35,15 +35,12 @@ class SolverSettings:
       phase_epochs: Epochs of one loss before the other's turn.
       batch_size: Samples a step.
       lr: Adam's learning rate.
-      l2: L2 added to the gradient, towards `anchor_to_start`'s point.
-      anchor_to_start: Pull towards the start instead of towards zero.
+      l2: L2 added to the gradient.
       alpha_kl: Weight of the KL term.
       alpha_budget: Weight of the budget term.
       beta: Sharpness of the KL's target.
       hidden_ratio: h's hidden units over its inputs, ρ.
       patience_epochs: Stop a fit after so many epochs without a better value.
-      tilt: Judge a fit by its exit distribution tilted to the budget, not as it is.
-      budget_slack: Relative excess of realised cost that still counts as met while fitting.
       measures: The confidence measures that g may weigh.
     """
 
@@ -53,14 +50,11 @@ class SolverSettings:
     batch_size: int = 512
     lr: float = 3e-5
     l2: float = 1e-2
-    anchor_to_start: bool = False
     alpha_kl: float = 1e-3
     alpha_budget: float = 1e-2
     beta: float = 1.0
     hidden_ratio: float = 0.5
     patience_epochs: int = 100
-    tilt: bool = False
-    budget_slack: float = 0.0
     measures: tuple[str, ...] = ("max", "entropy", "vote")
 
     def __post_init__(self):
@@ -75,7 +69,7 @@ class SolverSettings:
         for name in ("lr", "beta", "hidden_ratio"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
-        for name in ("l2", "alpha_kl", "alpha_budget", "budget_slack"):
+        for name in ("l2", "alpha_kl", "alpha_budget"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: give 0 or more")
         unknown = sorted(set(self.measures) - set(MEASURES))
@@ -172,7 +166,7 @@ def _solve(samples, costs, budgets, present, start, key, *, settings):
 
     def one_round(state):
         round_key = jax.random.fold_in(key, state.round_index)
-        data = (samples, costs, budgets, present, start)
+        data = (samples, costs, budgets, present)
         moved = _two_phases(state, data, round_key, adam, settings)
         value, distribution = judge_all(moved.params)
         better = (value > state.best.value) & (state.stale_rounds < patience_rounds)
@@ -216,14 +210,14 @@ def _epoch(step, num_samples, batch_size, carry, key):
 
 
 def _step(data, phase, adam, settings, carry, batch):
-    samples, costs, budgets, present, start = data
+    samples, costs, budgets, present = data
     chosen = jax.tree.map(lambda value: value[:, batch], samples)
     counts = present[:, batch] & (batch >= 0)[None]
     update = functools.partial(_update, phase, adam, settings, chosen, costs)
-    return jax.vmap(update)(budgets, counts, start, *carry), None
+    return jax.vmap(update)(budgets, counts, *carry), None
 
 
-def _update(phase, adam, settings, samples, costs, budget, present, start, params, moments):
+def _update(phase, adam, settings, samples, costs, budget, present, params, moments):
     """One Adam step on one half of the parameters, L2 added to its gradient."""
 
     def loss(part):
@@ -237,11 +231,9 @@ def _update(phase, adam, settings, samples, costs, budget, present, start, param
         )  # fmt: skip
 
     part = getattr(params, phase)
-    anchor = settings.anchor_to_start * 1.0
     gradient = jax.tree.map(
-        lambda slope, value, origin: slope + settings.l2 * (value - anchor * origin),
-        jax.grad(loss)(part), part, getattr(start, phase),
-    )  # fmt: skip
+        lambda slope, value: slope + settings.l2 * value, jax.grad(loss)(part), part
+    )
     if phase == "scores":
         gradient = gradient * _trainable(samples, settings)
     # A batch none of whose samples counts (a fold's others) must not move anything.
@@ -277,13 +269,9 @@ def _judge(samples, costs, settings, budget, present, params):
     count = present.sum()
     assigned = jnp.where(present[None], jnp.exp(log_assignment), 0.0)
     distribution = assigned.sum(1) / count
-    used = distribution
-    if settings.tilt:
-        used = tilt_to_cost(jnp.log(distribution + 1e-30), costs, budget)
-    quota = jnp.floor(used[:-1] * count * (1 + 1e-6)).astype(jnp.int32)
+    quota = jnp.floor(distribution[:-1] * count * (1 + 1e-6)).astype(jnp.int32)
     exits = first_exit(scores, thresholds_from_quota(scores, quota, present))
     left = (exits[None] == jnp.arange(scores.shape[0])[:, None]) & present[None]
     accuracy = jnp.where(left, samples.correct, 0.0).sum() / count
     cost = (left.sum(1) / count) @ costs
-    met = cost <= budget * (1 + settings.budget_slack)
-    return jnp.where(met, accuracy, -cost), distribution
+    return jnp.where(cost <= budget, accuracy, -cost), distribution

@@ -115,3 +115,38 @@ def settle(
     left = np.bincount(exits, minlength=len(thresholds))
     thresholds[np.argmax(np.cumsum(left) == exits.size) :] = -np.inf
     return thresholds, left
+
+
+def lowered_to_budget(
+    scores: Float[np.ndarray, "exits samples"],
+    thresholds: Float[np.ndarray, " exits"],
+    costs: tuple[float, ...],
+    budget: float,
+) -> Float[np.ndarray, " exits"]:
+    """The thresholds, the first of them lowered as far as the realised cost asks for.
+
+    As few samples more leave at the first exit as pay for what is over the budget. Lowering a
+    threshold makes a policy cheaper on any other samples too.
+
+    Args:
+      scores: Exit scores.
+      thresholds: One an exit.
+      costs: Cost of each exit.
+      budget: Mean cost allowed, at least the first cost.
+    """
+    exits = np.asarray(first_exit(scores, thresholds))
+    if mean_cost(np.bincount(exits, minlength=len(costs)), costs) <= budget:
+        return thresholds
+    prices = np.asarray(costs, np.float64)
+    staying = np.flatnonzero(exits > 0)
+    staying = staying[np.argsort(-scores[0, staying], kind="stable")]
+    saved = np.cumsum(prices[exits[staying]] - prices[0])
+    over = (prices[exits].mean() - budget) * exits.size
+    lowered = np.asarray(thresholds).copy()
+    # By the sums, and a sample more for each time that rounding disagrees with them.
+    for place in range(int(np.searchsorted(saved, over)), len(staying)):
+        lowered[0] = scores[0, staying[place]]
+        left = np.bincount(np.asarray(first_exit(scores, lowered)), minlength=len(costs))
+        if mean_cost(left, costs) <= budget:
+            return lowered
+    return np.full_like(lowered, -np.inf)

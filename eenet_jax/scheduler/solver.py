@@ -33,42 +33,52 @@ class SolverSettings:
 
     Attributes:
       folds: Parts the samples are cut into; candidates are judged on the part left out.
-      restarts: Resampled fits of each exit distribution, averaged.
+      resamplings: Resampled fits of each exit distribution, averaged; of those that only
+        judge a score, a quarter as many.
       prices: Prices of a unit of cost at which thresholds are optimised.
       sweeps: Passes over the exits at each price.
-      l2: Penalty on the standardised features of a chance.
-      class_l2: Penalty on a chance's intercepts by answer.
+      ridge: Penalty on the standardised features of a chance.
+      class_ridge: Penalty on a chance's intercepts by answer.
       gain_shares: How much of the full network's chance counts against going on, a score
         each: 0 is the chance of being right, 1 the expected gain of going on.
-      measures: Confidence measures that are scores of their own.
+      score_measures: Confidence measures that are scores of their own.
       memory_limit_gb: Memory that the fits of a device may take at once, in 10^9 bytes.
     """
 
     folds: int = 5
-    restarts: int = 8
+    resamplings: int = 8
     prices: int = 48
     sweeps: int = 3
-    l2: float = 3.0
-    class_l2: float = 1.0
+    ridge: float = 3.0
+    class_ridge: float = 1.0
     gain_shares: tuple[float, ...] = (0.0, 0.8, 1.0)
-    measures: tuple[str, ...] = ("max", "margin")
+    score_measures: tuple[str, ...] = ("max", "margin")
     memory_limit_gb: float = 1.0
 
     def __post_init__(self):
-        for name, least in (("folds", 2), ("restarts", 1), ("prices", 3), ("sweeps", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}: give {least} or more")
-        for name in ("l2", "class_l2", "memory_limit_gb"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
+        for name, least in (("folds", 2), ("resamplings", 1), ("prices", 3), ("sweeps", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}: give a whole number, {least} or more")
+        for name in ("ridge", "class_ridge", "memory_limit_gb"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise InputError(f"{name} is {value!r}: give a number above 0")
+        for name in ("gain_shares", "score_measures"):
+            value = getattr(self, name)
+            # As typed on a command line: a list, or one alone.
+            alone = isinstance(value, str | int | float)
+            object.__setattr__(self, name, (value,) if alone else tuple(value))
         for share in self.gain_shares:
-            if not 0 <= share <= 1:
-                raise InputError(f"gain_shares has {share}: give numbers from 0 to 1")
-        for name in self.measures:
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise InputError(f"gain_shares has {share!r}: give numbers from 0 to 1")
+        for name in self.score_measures:
             if name not in MEASURES:
                 raise InputError(f"measure '{name}' is unknown: give some of {', '.join(MEASURES)}")
-        if not (self.measures or self.gain_shares):
-            raise InputError("measures and gain_shares are both empty: give at least one score")
+        if not (self.score_measures or self.gain_shares):
+            raise InputError(
+                "score_measures and gain_shares are both empty: give at least one score"
+            )
 
 
 class Chances(NamedTuple):
@@ -110,7 +120,7 @@ class Solved(NamedTuple):
 
 
 def gain_score(
-    now: Float[Array, "*shape"], last: Float[Array, "*shape"], share: float
+    now: Float[Array, "*shape"], last: Float[Array, "*shape"], share: float | Float[Array, ""]
 ) -> Float[Array, "*shape"]:
     """share·P(full network wrong) - P(exit wrong), from the log-odds of being right.
 
@@ -159,10 +169,15 @@ def _solve(samples, levels, prices, budgets, held_out, key, *, num_classes, sett
     sets = jnp.concatenate([everyone, ~held_out]).astype(jnp.float32)
     chances = _fit_chances(samples, sets, num_classes, settings)
     scores = _candidate_scores(samples, chances, settings)
-    found = _search(scores, samples.correct, sets, levels, prices, budgets, key, settings)
-    right = _held_out_correct(scores[:, 1:], samples.correct, found[:, 1:], held_out, settings)
-    own = jax.tree.map(lambda leaf: leaf[0], chances)
-    return Solved(own, found[:, 0], right)
+    search = functools.partial(
+        _search, samples.correct, levels, prices, budgets, key, settings=settings
+    )
+    found = search(scores[:, :1], sets[:1], resamplings=settings.resamplings)[:, 0]
+    right = jnp.zeros((len(scores), len(budgets), held_out.shape[1]))
+    if len(held_out):
+        judged = search(scores[:, 1:], sets[1:], resamplings=-(-settings.resamplings // 4))
+        right = _held_out_correct(scores[:, 1:], samples.correct, judged, held_out, settings)
+    return Solved(jax.tree.map(lambda leaf: leaf[0], chances), found, right)
 
 
 def _pairs(*lengths: int) -> list[Int[np.ndarray, " fits"]]:
@@ -180,7 +195,7 @@ def _fit_chances(samples, sets, num_classes, settings):
         some, k, target_exit = places
         return fit_logistic(
             samples.features[k], samples.answers[k], samples.correct[target_exit], sets[some],
-            num_classes, settings.l2, settings.class_l2,
+            num_classes, settings.ridge, settings.class_ridge,
         )  # fmt: skip
 
     some, k, which = _pairs(len(sets), exits, 2)
@@ -206,12 +221,12 @@ def _candidate_scores(samples, chances, settings):
     now, last = (_log_odds(samples, weights) for weights in chances)
     plain = [
         jnp.broadcast_to(samples.measures[..., MEASURES.index(name)], now.shape)
-        for name in settings.measures
+        for name in settings.score_measures
     ]
     return jnp.stack([*plain, *(gain_score(now, last, share) for share in settings.gain_shares)])
 
 
-def _search(scores, correct, sets, levels, prices, budgets, key, settings):
+def _search(correct, levels, prices, budgets, key, scores, sets, *, resamplings, settings):
     """Exit distributions [scores, sets, budgets, exits], means over resampled fits."""
     exits, count = correct.shape
     chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
@@ -221,13 +236,13 @@ def _search(scores, correct, sets, levels, prices, budgets, key, settings):
         which, some, restart = places
         weight = jax.random.exponential(jax.random.fold_in(key, restart), (count,))
         # One draw alone would only add noise to what all samples say.
-        weight = jnp.where(settings.restarts == 1, 1.0, weight)
+        weight = weight if resamplings > 1 else jnp.ones(count)
         return fit_distributions(
             scores[which, some], correct, sets[some] * weight, levels, prices, budgets,
             settings.sweeps,
         )  # fmt: skip
 
-    lengths = (len(scores), len(sets), settings.restarts)
+    lengths = (len(scores), len(sets), resamplings)
     places = tuple(jnp.asarray(each) for each in _pairs(*lengths))
     found = map_fits(fit, (scores, correct, sets, key), places, chunk)
     return found.reshape(*lengths, *found.shape[1:]).mean(2)
@@ -240,8 +255,6 @@ def _held_out_correct(scores, correct, distributions, held_out, settings):
     within the budget, whatever the luck of the draw.
     """
     exits, count = correct.shape
-    if not len(held_out):
-        return jnp.zeros((len(scores), distributions.shape[2], count))
     chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
 
     def judge(shared, places):

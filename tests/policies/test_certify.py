@@ -39,7 +39,7 @@ def _true_costs(draws):
 def test_true_costs_follow_the_dirichlet_distribution_whatever_the_scores():
     draws = _true_costs(400)
     levels = (0.025, 0.05, 0.25, 0.5, 0.75, 0.95, 0.975)
-    wanted = true_cost_quantiles(np.asarray([90, 60, 50]), COSTS, levels)
+    wanted = true_cost_quantiles(np.asarray([90, 60, 50]), 2, COSTS, levels)
     below = [(draws <= quantile).mean() for quantile in wanted]
     # Within 3.3 standard errors of 400 draws, and the noise of 20,000 fresh samples.
     error = np.sqrt(np.asarray(levels) * (1 - np.asarray(levels)) / 400)
@@ -47,7 +47,11 @@ def test_true_costs_follow_the_dirichlet_distribution_whatever_the_scores():
 
 
 def test_a_cost_that_nothing_can_change_has_no_spread():
-    assert true_cost_quantiles(np.asarray([0, 200, 0]), COSTS, (0.05, 0.95)) == [2.5, 2.5]
+    left = np.asarray([0, 200, 0])
+    assert true_cost_quantiles(left, 1, COSTS, (0.05, 0.95)) == [2.5, 2.5]
+    # Where the threshold is a score that new samples may stay below, some go on.
+    low, high = true_cost_quantiles(left, 2, COSTS, (0.05, 0.95))
+    assert 2.5 < low < high < 2.53
 
 
 @pytest.mark.parametrize("skew", [0.5, 0.03])

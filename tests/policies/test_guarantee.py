@@ -20,7 +20,7 @@ COSTS = (1.0, 2.5, 4.0)
 POPULATION = synthetic(samples=30_000, seed=99)
 DRAWS = 150
 MOST_VIOLATIONS = 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / DRAWS)
-QUICK = {"folds": 2, "restarts": 2, "prices": 16, "sweeps": 2}
+QUICK = {"folds": 2, "resamplings": 2, "prices": 16, "sweeps": 2}
 
 
 def _problem(random, samples, budgets=(2.0,)):
@@ -100,6 +100,28 @@ def test_every_policy_takes_a_confidence_and_a_drop(name):
     assert cheapest.info["validation_cost"] <= cheapest.budget <= 4.0
     full = problem.correct[-1].mean()
     assert cheapest.info["validation_accuracy"] >= full - 0.2
+
+
+@pytest.mark.parametrize("name", ["vote", "patience"])
+def test_coarse_scores_keep_their_accuracy_under_a_confidence(name):
+    problem = _problem(np.random.default_rng(7), 2000)
+    plain, sure = (
+        eenet_jax.fit(problem.predictions, COSTS, [3.0], policy=name, confidence=confidence)[0]
+        for confidence in (None, 0.95)
+    )
+    assert sure.info["validation_cost"] <= 3.0
+    assert sure.info["validation_accuracy"] >= plain.info["validation_accuracy"] - 0.05
+
+
+def test_the_fallback_is_the_full_network_even_where_answers_are_combined():
+    problem = _problem(np.random.default_rng(8), 60)
+    policy = eenet_jax.fit_cheapest(
+        problem.predictions, COSTS, max_accuracy_drop=1e-6, confidence=0.999,
+        answers="combined", **QUICK,
+    )  # fmt: skip
+    assert policy.answer_weights is None
+    full = problem.correct[-1].mean()
+    assert policy.info["validation_accuracy"] == pytest.approx(full)
 
 
 def test_where_nothing_can_be_certified_all_go_to_the_last_exit():

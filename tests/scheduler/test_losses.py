@@ -11,9 +11,7 @@ from eenet_jax.scheduler.network import (
     exit_scores,
     hidden_units,
     log_stick_breaking,
-    measure_weights,
     random_params,
-    stick_logits,
     trainable_weights,
 )
 
@@ -51,12 +49,6 @@ def test_no_gradient_flows_through_earlier_scores():
     assert (np.asarray(gradient)[2] != 0).any()
 
 
-def test_all_weight_on_a_measure_gives_it_to_the_bit():
-    probs, measures, _ = _inputs()
-    scores = exit_scores(measure_weights("entropy", EXITS, CLASSES), probs, measures)
-    np.testing.assert_array_equal(scores, measures[..., 1])
-
-
 def test_trainable_weights_leave_out_margin_patience_and_later_exits():
     mask = trainable_weights(EXITS, CLASSES, ("max", "entropy", "vote"))
     assert mask[1].tolist() == [1] * 4 + [1, 1, 0, 1, 0] + [1, 0, 0]
@@ -78,9 +70,6 @@ def test_stick_breaking_takes_shares_of_what_is_left():
     logits = np.log(leave / (1 - leave))[:, None]
     shares = np.exp(np.asarray(log_stick_breaking(logits)))[:, 0]
     np.testing.assert_allclose(shares, [0.2, 0.4, 0.4], rtol=1e-5)
-    again = stick_logits(np.asarray([0.2, 0.4, 0.4]))[:, None]
-    shares = np.exp(np.asarray(log_stick_breaking(again)))[:, 0]
-    np.testing.assert_allclose(shares, [0.2, 0.4, 0.4], rtol=1e-4)
 
 
 def test_score_loss_weighs_each_exit_by_its_samples():

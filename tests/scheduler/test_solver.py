@@ -19,7 +19,7 @@ from eenet_jax.types import CostTable
 
 COSTS = (1.0, 2.0, 4.0)
 BUDGETS = (1.0, 1.5, 2.5, 4.0)
-QUICK = {"folds": 3, "restarts": 2, "prices": 12, "sweeps": 2}
+QUICK = {"folds": 3, "resamplings": 2, "prices": 12, "sweeps": 2}
 
 
 def _solve(seed=0, samples=150, **changed):
@@ -101,12 +101,12 @@ def test_a_gain_keeps_its_order_where_all_are_nearly_sure():
     ("setting", "value"),
     [
         ("folds", 1),
-        ("restarts", 0),
+        ("resamplings", 0),
         ("prices", 2),
-        ("l2", 0.0),
+        ("ridge", 0.0),
         ("memory_limit_gb", -1.0),
         ("gain_shares", (0.5, 1.5)),
-        ("measures", ("max", "luck")),
+        ("score_measures", ("max", "luck")),
     ],
 )
 def test_bad_settings_are_named(setting, value):

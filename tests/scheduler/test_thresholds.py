@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from eenet_jax.scheduler.simulation import (
     first_exit,
+    lowered_to_budget,
     mean_cost,
     outcome,
+    settle,
     simulate_quotas,
 )
 from eenet_jax.scheduler.thresholds import (
@@ -18,7 +20,6 @@ from eenet_jax.scheduler.thresholds import (
     geometric,
     thresholds_from_distribution,
     thresholds_from_quota,
-    tilt_to_cost,
 )
 
 EXITS, SAMPLES = 4, 20
@@ -105,14 +106,6 @@ def test_geometric_shares_have_a_constant_ratio():
     np.testing.assert_allclose(shares[2], [1 / 13, 3 / 13, 9 / 13])
 
 
-@pytest.mark.parametrize("target", [1.0, 1.5, 3.0, 7.9, 8.0])
-def test_tilting_reaches_the_cost_asked_for(target):
-    costs = np.asarray([1, 2, 4, 8], np.float32)
-    shares = tilt_to_cost(np.log(np.asarray([0.1, 0.2, 0.3, 0.4], np.float32)), costs, target)
-    assert float(shares.sum()) == pytest.approx(1, abs=1e-6)
-    assert float((shares * costs).sum()) == pytest.approx(target, abs=0.02)
-
-
 def test_many_quotas_at_once_are_each_one_by_itself():
     random = np.random.default_rng(1)
     scores = random.normal(size=(EXITS, SAMPLES)).astype(np.float32)
@@ -137,3 +130,24 @@ def test_outcome_counts_accuracy_cost_and_rates():
 @pytest.mark.parametrize("cost", [54.97, 0.1, 3246.18])
 def test_everyone_at_one_exit_costs_exactly_what_it_costs(cost):
     assert mean_cost(np.asarray([0, 4999]), (cost / 2, cost)) == cost
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.1, 2.6, np.nextafter(3.0, 0), 3.0, 5.0])
+def test_lowering_the_first_threshold_costs_as_few_samples_as_the_budget_asks(budget):
+    costs = (1.0, 3.0, 9.0)
+    scores = np.random.default_rng(2).normal(size=(3, 1000)).astype(np.float32)
+    thresholds = np.asarray([np.inf, -np.inf, -np.inf], np.float32)
+    lowered = lowered_to_budget(scores, thresholds, costs, float(budget))
+    left = np.bincount(np.asarray(first_exit(scores, lowered)), minlength=3)
+    cost = float(mean_cost(left, costs))
+    assert cost <= budget
+    assert cost >= min(budget, 3.0) - 2 * 2.0 / 1000
+    assert (lowered <= thresholds).all()
+
+
+def test_an_exit_that_takes_all_who_are_left_takes_everybody_on_new_samples():
+    scores = np.random.default_rng(3).normal(size=(3, 50)).astype(np.float32)
+    thresholds, left = settle(scores, np.asarray([20, 30], np.int32))
+    assert left.tolist() == [20, 30, 0]
+    assert np.isfinite(thresholds[0])
+    assert thresholds[1:].tolist() == [-np.inf, -np.inf]
