@@ -1,4 +1,4 @@
-"""Many independent fits of one program: over all local devices, in chunks that memory allows."""
+"""Many independent fits: over all local devices, in chunks that memory allows."""
 
 from collections.abc import Callable
 
@@ -18,34 +18,33 @@ def chunk_size(bytes_a_fit: float, memory_limit_gb: float) -> int:
     return max(1, int(memory_limit_gb * 1e9 / max(bytes_a_fit, 1.0)))
 
 
-def map_fits(
-    function: Callable[[PyTree, PyTree], PyTree], shared: PyTree, fits: PyTree, chunk: int
-) -> PyTree:
-    """`function(shared, fit)` for every fit, stacked; to be called inside a jitted program.
+def over_devices(
+    function: Callable[[PyTree, PyTree], PyTree],
+) -> Callable[[PyTree, PyTree], PyTree]:
+    """A function of many fits, jitted, each local device taking its share of them.
 
-    The fits are divided among the local devices; each takes its own in chunks, one chunk
-    after the other. What a fit gives does not depend on how they are divided.
+    Devices never wait for one another: each sees all that is shared, works on its own fits, and
+    keeps its results until they are fetched.
 
     Args:
-      function: Pure.
-      shared: What all fits see, copied to every device.
-      fits: Each leaf with a leading axis of fits.
-      chunk: Fits that run at once on a device.
+      function: Of (shared, fits), pure; the leaves of `fits` and of its result have a leading
+        axis of fits.
+
+    Returns:
+      The same, of NumPy results, for all fits of this machine.
     """
-    devices = np.asarray(jax.local_devices())
-    count = len(jax.tree.leaves(fits)[0])
-    used = devices[: min(len(devices), count)]
-    each = -(-count // len(used))
-    # Filled up by fits from the front, whose second results are thrown away.
-    places = np.arange(each * len(used)) % count
-    filled = jax.tree.map(lambda leaf: leaf[places], fits)
-
-    def on_one_device(shared, fits):
-        return jax.lax.map(lambda fit: function(shared, fit), fits, batch_size=min(chunk, each))
-
-    mesh = jax.sharding.Mesh(used, ("fits",))
+    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ("fits",))
     one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("fits")
-    everywhere = jax.shard_map(
-        on_one_device, mesh=mesh, in_specs=(one, many), out_specs=many, check_vma=False
+    sharded = jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=(one, many), out_specs=many, check_vma=False)
     )
-    return jax.tree.map(lambda leaf: leaf[:count], everywhere(shared, filled))
+
+    def run(shared: PyTree, fits: PyTree) -> PyTree:
+        count = len(jax.tree.leaves(fits)[0])
+        each = -(-count // mesh.size)
+        # Filled up by fits from the front, whose second results are thrown away.
+        places = np.arange(each * mesh.size) % count
+        filled = jax.tree.map(lambda leaf: leaf[places], fits)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], sharded(shared, filled))
+
+    return run

@@ -1,4 +1,4 @@
-"""The solver: scores and exit distributions for all budgets, sets and restarts in one program.
+"""The solver: scores and exit distributions for all budgets and resamplings at once.
 
 A score says what a sample gains by going on: the calibrated chance that the exit is wrong
 against the chance that the full network is. Chances are logistic regressions; exit
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, Key
 from eenet_jax.errors import InputError
 from eenet_jax.scheduler.distribution import cost_levels, fit_distributions, price_grid
 from eenet_jax.scheduler.logistic import LogisticWeights, fit_logistic
-from eenet_jax.scheduler.parallel import chunk_size, map_fits
+from eenet_jax.scheduler.parallel import chunk_size, over_devices
 from eenet_jax.scheduler.simulation import first_exit
 from eenet_jax.scheduler.thresholds import ceil_quota, thresholds_from_quota
 from eenet_jax.types import MEASURES, Array
@@ -151,33 +151,55 @@ def solve(
       key: Draws the resampling.
     """
     low, high = costs[0], costs[-1]
-    return _solve(
-        jax.tree.map(jnp.asarray, samples),
-        jnp.asarray(cost_levels(costs), jnp.float32),
-        jnp.asarray(price_grid(costs, settings.prices)),
-        jnp.asarray((np.asarray(budgets) - low) / (high - low), jnp.float32),
-        jnp.asarray(held_out),
-        key,
-        num_classes=num_classes,
-        settings=settings,
+    shared = _Shared(
+        samples=jax.tree.map(jnp.asarray, samples),
+        levels=jnp.asarray(cost_levels(costs), jnp.float32),
+        prices=jnp.asarray(price_grid(costs, settings.prices)),
+        budgets=jnp.asarray((np.asarray(budgets) - low) / (high - low), jnp.float32),
+        held_out=jnp.asarray(held_out),
+        key=key,
     )
-
-
-@functools.partial(jax.jit, static_argnames=("num_classes", "settings"))
-def _solve(samples, levels, prices, budgets, held_out, key, *, num_classes, settings):
-    everyone = jnp.ones((1, held_out.shape[1]), bool)
-    sets = jnp.concatenate([everyone, ~held_out]).astype(jnp.float32)
-    chances = _fit_chances(samples, sets, num_classes, settings)
-    scores = _candidate_scores(samples, chances, settings)
-    search = functools.partial(
-        _search, samples.correct, levels, prices, budgets, key, settings=settings
-    )
-    found = search(scores[:, :1], sets[:1], resamplings=settings.resamplings)[:, 0]
-    right = jnp.zeros((len(scores), len(budgets), held_out.shape[1]))
-    if len(held_out):
-        judged = search(scores[:, 1:], sets[1:], resamplings=-(-settings.resamplings // 4))
-        right = _held_out_correct(scores[:, 1:], samples.correct, judged, held_out, settings)
+    scores, folds = len(settings.score_measures) + len(settings.gain_shares), len(held_out)
+    everyone = np.stack(_pairs(scores, 1), axis=1)
+    judged = np.stack(_pairs(scores, folds), axis=1).reshape(-1, 2)
+    fit_all, fit_folds = _programs(settings, num_classes)
+    chances, found = fit_all(shared, everyone)
+    right = np.zeros((scores, len(budgets), held_out.shape[1]), np.float32)
+    if folds:
+        # A sample is in one fold; elsewhere its column is 0.
+        right = fit_folds(shared, judged).reshape(scores, folds, len(budgets), -1).sum(1)
     return Solved(jax.tree.map(lambda leaf: leaf[0], chances), found, right)
+
+
+class _Shared(NamedTuple):
+    samples: Samples
+    levels: Float[Array, " exits"]
+    prices: Float[Array, " prices"]
+    budgets: Float[Array, " budgets"]
+    held_out: Bool[Array, "folds samples"]
+    key: Key[Array, ""]
+
+
+@functools.cache
+def _programs(settings: SolverSettings, num_classes: int):
+    """Fits to all samples, and to all but a fold with judgement on it, of (score, fold) pairs."""
+
+    def fit_all(shared: _Shared, pairs):
+        sets = jnp.ones((1, shared.held_out.shape[1]))
+        chances = _fit_chances(shared.samples, sets, num_classes, settings)
+        scores = _candidate_scores(shared.samples, chances, settings)
+        found = _search(shared, scores, sets, pairs, settings.resamplings, settings)
+        own = jax.tree.map(lambda leaf: jnp.repeat(leaf, len(pairs), axis=0), chances)
+        return own, found
+
+    def fit_folds(shared: _Shared, pairs):
+        sets = (~shared.held_out).astype(jnp.float32)
+        chances = _fit_chances(shared.samples, sets, num_classes, settings)
+        scores = _candidate_scores(shared.samples, chances, settings)
+        found = _search(shared, scores, sets, pairs, -(-settings.resamplings // 4), settings)
+        return _held_out_correct(shared, scores, found, pairs, settings)
+
+    return over_devices(fit_all), over_devices(fit_folds)
 
 
 def _pairs(*lengths: int) -> list[Int[np.ndarray, " fits"]]:
@@ -190,8 +212,7 @@ def _fit_chances(samples, sets, num_classes, settings):
     exits, count, width = samples.features.shape
     chunk = chunk_size(4.0 * count * 4 * width, settings.memory_limit_gb)
 
-    def fit(shared, places):
-        samples, sets = shared
+    def fit(places):
         some, k, target_exit = places
         return fit_logistic(
             samples.features[k], samples.answers[k], samples.correct[target_exit], sets[some],
@@ -201,7 +222,7 @@ def _fit_chances(samples, sets, num_classes, settings):
     some, k, which = _pairs(len(sets), exits, 2)
     targets = np.where(which == 0, k, exits - 1)
     places = tuple(jnp.asarray(each) for each in (some, k, targets))
-    found = map_fits(fit, (samples, sets), places, chunk)
+    found = jax.lax.map(lambda place: fit(place), places, batch_size=min(chunk, len(some)))
     shaped = jax.tree.map(lambda leaf: leaf.reshape(len(sets), exits, 2, -1), found)
     now, last = (jax.tree.map(lambda leaf, at=at: leaf[:, :, at], shaped) for at in (0, 1))
     return Chances(now, last)
@@ -226,56 +247,48 @@ def _candidate_scores(samples, chances, settings):
     return jnp.stack([*plain, *(gain_score(now, last, share) for share in settings.gain_shares)])
 
 
-def _search(correct, levels, prices, budgets, key, scores, sets, *, resamplings, settings):
-    """Exit distributions [scores, sets, budgets, exits], means over resampled fits."""
+def _search(shared: _Shared, scores, sets, pairs, resamplings: int, settings):
+    """Exit distributions [pairs, budgets, exits], means over resampled fits."""
+    correct = shared.samples.correct
     exits, count = correct.shape
     chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
 
-    def fit(shared, places):
-        scores, correct, sets, key = shared
-        which, some, restart = places
-        weight = jax.random.exponential(jax.random.fold_in(key, restart), (count,))
+    def fit(places):
+        (which, some), restart = places
+        weight = jax.random.exponential(jax.random.fold_in(shared.key, restart), (count,))
         # One draw alone would only add noise to what all samples say.
         weight = weight if resamplings > 1 else jnp.ones(count)
         return fit_distributions(
-            scores[which, some], correct, sets[some] * weight, levels, prices, budgets,
-            settings.sweeps,
+            scores[which, some], correct, sets[some] * weight, shared.levels, shared.prices,
+            shared.budgets, settings.sweeps,
         )  # fmt: skip
 
-    lengths = (len(scores), len(sets), resamplings)
-    places = tuple(jnp.asarray(each) for each in _pairs(*lengths))
-    found = map_fits(fit, (scores, correct, sets, key), places, chunk)
-    return found.reshape(*lengths, *found.shape[1:]).mean(2)
+    repeated = jnp.repeat(pairs, resamplings, axis=0)
+    places = (tuple(repeated.T), jnp.tile(jnp.arange(resamplings), len(pairs)))
+    found = jax.lax.map(fit, places, batch_size=min(chunk, len(repeated)))
+    return found.reshape(len(pairs), resamplings, *found.shape[1:]).mean(1)
 
 
-def _held_out_correct(scores, correct, distributions, held_out, settings):
-    """[scores, budgets, samples]: each fold's samples by what was fitted without them.
+def _held_out_correct(shared: _Shared, scores, distributions, pairs, settings):
+    """[pairs, budgets, samples]: the fold's samples by what was fitted without them, others 0.
 
     Thresholds are set on the fold's own scores, which needs no label, so that its cost is
     within the budget, whatever the luck of the draw.
     """
+    correct = shared.samples.correct
     exits, count = correct.shape
     chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
 
-    def judge(shared, places):
-        scores, correct, distributions, held_out = shared
-        which, fold, budget = places
-        out = held_out[fold]
-        quota = ceil_quota(distributions[which, fold, budget], out.sum())
+    def judge(places):
+        (which, fold), distribution = places
+        out = shared.held_out[fold]
+        quota = ceil_quota(distribution, out.sum())
         score = scores[which, fold]
         exit_index = first_exit(score, thresholds_from_quota(score, quota, out))
-        return jnp.take_along_axis(correct, exit_index[None], axis=0)[0]
+        return jnp.where(out, jnp.take_along_axis(correct, exit_index[None], axis=0)[0], 0.0)
 
-    def judge_sample_by_sample(shared, places):
-        which, budget = places
-        right = jnp.zeros(count)
-        for fold in range(len(held_out)):
-            here = judge(shared, (which, fold, budget))
-            right = jnp.where(held_out[fold], here, right)
-        return right
-
-    lengths = (len(scores), distributions.shape[2])
-    places = tuple(jnp.asarray(each) for each in _pairs(*lengths))
-    shared = (scores, correct, distributions, held_out)
-    right = map_fits(judge_sample_by_sample, shared, places, chunk)
-    return right.reshape(*lengths, count)
+    budgets = distributions.shape[1]
+    repeated = jnp.repeat(pairs, budgets, axis=0)
+    places = (tuple(repeated.T), distributions.reshape(-1, exits))
+    right = jax.lax.map(judge, places, batch_size=min(chunk, len(repeated)))
+    return right.reshape(len(pairs), budgets, count)

@@ -338,12 +338,14 @@ def test_settings_of_the_learned_policies_share_no_name_by_accident():
 
 
 MISTYPED = """
-for given in ({"folds": 2.5}, {"folds": "many"}, {"gain_shares": ("a",)}, {"score_measures": "luck"}):
+bad = [{"folds": 2.5}, {"folds": "many"}, {"gain_shares": ("a",)}, {"score_measures": "luck"}]
+for given in bad:
     try:
         EENetSettings(**given)
     except ValueError as error:
         print(error)
-print(EENetSettings(gain_shares=0.8).gain_shares, EENetSettings(score_measures=["max"]).score_measures)
+good = EENetSettings(gain_shares=0.8, score_measures=["max"])
+print(good.gain_shares, good.score_measures)
 """
 
 

@@ -110,5 +110,5 @@ def test_a_gain_keeps_its_order_where_all_are_nearly_sure():
     ],
 )
 def test_bad_settings_are_named(setting, value):
-    with pytest.raises(InputError, match=setting.removesuffix("s")):
+    with pytest.raises(InputError, match="luck" if setting == "score_measures" else setting):
         SolverSettings(**{setting: value})
