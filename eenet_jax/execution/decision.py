@@ -22,7 +22,7 @@ class Answers:
 
     Attributes:
       logits: Of the exit that each sample left at, [batch, classes], or of each of its pixels
-        [batch, height, width, classes].
+        [batch, height, width, classes]; the combined ones where the policy combines answers.
       exit_index: 0-based, [batch].
     """
 
@@ -76,7 +76,8 @@ def advance(
       reached: After exit k-1.
 
     Returns:
-      Where the batch stands now, the exit's logits, and who leaves here.
+      Where the batch stands now, the exit's logits (the policy's where it combines answers),
+      and who leaves here.
     """
     carry, _ = network.stage(k, variables, reached.carry, False, None)
     logits, _ = network.head(k, variables, carry, False, None)

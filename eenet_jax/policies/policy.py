@@ -123,6 +123,8 @@ class Policy(abc.ABC):
     ) -> Float[Array, "samples classes"]:
         """What a sample that leaves at exit k is answered, as logits; may be traced.
 
+        Without `answer_weights` these are the exit's own log-probabilities.
+
         Args:
           k: Exit index, 0-based.
           probs: Softmax outputs of exits 0..k.

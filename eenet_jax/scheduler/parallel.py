@@ -1,6 +1,7 @@
 """Many independent fits: over all local devices, in chunks that memory allows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,10 +19,24 @@ def chunk_size(bytes_a_fit: float, memory_limit_gb: float) -> int:
     return max(1, int(memory_limit_gb * 1e9 / max(bytes_a_fit, 1.0)))
 
 
-def over_devices(
-    function: Callable[[PyTree, PyTree], PyTree],
-) -> Callable[[PyTree, PyTree], PyTree]:
-    """A function of many fits, jitted, each local device taking its share of them.
+Devices = tuple[Any, ...]
+"""JAX's devices."""
+
+Fits = Callable[[PyTree, PyTree], PyTree]
+"""Of what all fits share, and of fits."""
+
+
+def useful_devices() -> Devices:
+    """The local devices; of a processor one alone, which uses all of its cores already.
+
+    Several devices made of one processor would wait for each other's threads.
+    """
+    devices = tuple(jax.local_devices())
+    return devices[:1] if devices[0].platform == "cpu" else devices
+
+
+def over_devices(function: Fits, devices: Devices) -> Fits:
+    """A function of many fits, jitted, each device taking its share of them.
 
     Devices never wait for one another: each sees all that is shared, works on its own fits, and
     keeps its results until they are fetched.
@@ -29,11 +44,12 @@ def over_devices(
     Args:
       function: Of (shared, fits), pure; the leaves of `fits` and of its result have a leading
         axis of fits.
+      devices: Of this process.
 
     Returns:
-      The same, of NumPy results, for all fits of this machine.
+      The same, of NumPy results, for all fits.
     """
-    mesh = jax.sharding.Mesh(np.asarray(jax.local_devices()), ("fits",))
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("fits",))
     one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("fits")
     sharded = jax.jit(
         jax.shard_map(function, mesh=mesh, in_specs=(one, many), out_specs=many, check_vma=False)

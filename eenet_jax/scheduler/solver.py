@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, Key
 from eenet_jax.errors import InputError
 from eenet_jax.scheduler.distribution import cost_levels, fit_distributions, price_grid
 from eenet_jax.scheduler.logistic import LogisticWeights, fit_logistic
-from eenet_jax.scheduler.parallel import chunk_size, over_devices
+from eenet_jax.scheduler.parallel import Devices, chunk_size, over_devices, useful_devices
 from eenet_jax.scheduler.simulation import first_exit
 from eenet_jax.scheduler.thresholds import ceil_quota, thresholds_from_quota
 from eenet_jax.types import MEASURES, Array
@@ -138,6 +138,7 @@ def solve(
     held_out: Bool[np.ndarray, "folds samples"],
     settings: SolverSettings,
     key: Key[Array, ""],
+    devices: Devices | None = None,
 ) -> Solved:
     """Fit every candidate score and its exit distributions to all samples and to all but a fold.
 
@@ -149,6 +150,7 @@ def solve(
       held_out: Which samples each fold leaves out; may have no folds.
       settings: How to fit.
       key: Draws the resampling.
+      devices: That share the fits; `useful_devices` by default.
     """
     low, high = costs[0], costs[-1]
     shared = _Shared(
@@ -162,7 +164,7 @@ def solve(
     scores, folds = len(settings.score_measures) + len(settings.gain_shares), len(held_out)
     everyone = np.stack(_pairs(scores, 1), axis=1)
     judged = np.stack(_pairs(scores, folds), axis=1).reshape(-1, 2)
-    fit_all, fit_folds = _programs(settings, num_classes)
+    fit_all, fit_folds = _programs(settings, num_classes, devices or useful_devices())
     chances, found = fit_all(shared, everyone)
     right = np.zeros((scores, len(budgets), held_out.shape[1]), np.float32)
     if folds:
@@ -181,7 +183,7 @@ class _Shared(NamedTuple):
 
 
 @functools.cache
-def _programs(settings: SolverSettings, num_classes: int):
+def _programs(settings: SolverSettings, num_classes: int, devices: Devices):
     """Fits to all samples, and to all but a fold with judgement on it, of (score, fold) pairs."""
 
     def fit_all(shared: _Shared, pairs):
@@ -199,7 +201,7 @@ def _programs(settings: SolverSettings, num_classes: int):
         found = _search(shared, scores, sets, pairs, -(-settings.resamplings // 4), settings)
         return _held_out_correct(shared, scores, found, pairs, settings)
 
-    return over_devices(fit_all), over_devices(fit_folds)
+    return over_devices(fit_all, devices), over_devices(fit_folds, devices)
 
 
 def _pairs(*lengths: int) -> list[Int[np.ndarray, " fits"]]:
