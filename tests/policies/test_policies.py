@@ -338,6 +338,7 @@ def test_settings_of_the_learned_policies_share_no_name_by_accident():
 
 
 MISTYPED = """
+from eenet_jax.policies.eenet import EENetSettings
 bad = [{"folds": 2.5}, {"folds": "many"}, {"gain_shares": ("a",)}, {"score_measures": "luck"}]
 for given in bad:
     try:
