@@ -62,7 +62,6 @@ def patience(classes: Int[Array, "exits samples"]) -> Float[Array, " samples"]:
     return count
 
 
-@jax.jit
 def measures_at(
     probs: Float[Array, "exits samples classes"],
 ) -> Float[Array, "samples 5"]:
@@ -71,7 +70,22 @@ def measures_at(
     Args:
       probs: Softmax outputs of that exit and of every earlier one.
     """
-    return measures_of(probs[-1], jnp.argmax(probs, axis=-1))
+    # In two programs: the first, most of the work, is compiled once for all exits.
+    return _with_agreement(_own_measures(probs[-1]), probs)
+
+
+@jax.jit
+def _own_measures(here):
+    return jnp.stack([max_prob(here), entropy(here), margin(here)], axis=-1)
+
+
+@jax.jit
+def _with_agreement(own, probs):
+    return _joined(own, jnp.argmax(probs, axis=-1))
+
+
+def _joined(own, classes):
+    return jnp.concatenate([own, vote(classes)[:, None], patience(classes)[:, None]], axis=1)
 
 
 def measures_of(
@@ -83,8 +97,7 @@ def measures_of(
       here: Softmax outputs of the exit.
       classes: What every exit up to this one says.
     """
-    columns = (max_prob(here), entropy(here), margin(here), vote(classes), patience(classes))
-    return jnp.stack(columns, axis=-1)
+    return _joined(_own_measures(here), classes)
 
 
 @jax.jit

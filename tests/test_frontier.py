@@ -18,7 +18,7 @@ from eenet_jax.frontier import (
     segmentation_scores,
 )
 
-QUICK = {"folds": 2, "resamplings": 2, "prices": 16}
+QUICK = {"folds": 2, "prices": 16}
 BUDGETS = ["1", "1.7", "2.50", "3.9", "4"]
 
 

@@ -6,13 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eenet_jax.policies.entropy import fit_entropy
-from eenet_jax.policies.max_prob import fit_max_prob
-from eenet_jax.policies.patience import fit_patience
-from eenet_jax.policies.policy import Policy
-from eenet_jax.policies.problem import Problem, measure_scores
-from eenet_jax.policies.static import fit_static, static_thresholds
-from eenet_jax.policies.vote import fit_vote
+from eenet_jax.policies.patience import patience_thresholds
+from eenet_jax.policies.problem import Problem, geometric_thresholds, measure_scores
+from eenet_jax.policies.static import static_thresholds
 from eenet_jax.scheduler.simulation import first_exit
 
 FEWEST_SAMPLES_A_FOLD = 5
@@ -20,11 +16,11 @@ BUDGET_BANDWIDTH = 0.1
 """How far, in shares of the range of costs, evidence at one budget speaks for another."""
 
 MEASURE_OF_BASELINE = {
-    "max_prob": (fit_max_prob, "max"),
-    "entropy": (fit_entropy, "entropy"),
-    "vote": (fit_vote, "vote"),
-    "patience": (fit_patience, "patience"),
-    "static": (fit_static, "max"),
+    "max_prob": "max",
+    "entropy": "entropy",
+    "vote": "vote",
+    "patience": "patience",
+    "static": "max",
 }
 
 
@@ -69,21 +65,41 @@ def baseline_contenders(
     already cross-fitted; `static` chooses its exit on the other folds.
     """
     found = []
-    for name, (fit, measure) in MEASURE_OF_BASELINE.items():
-        policies = fit(problem)
-        found.append([_contender(problem, held_out, name, measure, each) for each in policies])
+    for name, measure in MEASURE_OF_BASELINE.items():
+        scores = measure_scores(problem, measure)
+        found.append(
+            [
+                _contender(problem, held_out, name, budget, scores, thresholds)
+                for budget, thresholds in zip(
+                    problem.budgets, _baseline_thresholds(problem, name, scores), strict=True
+                )
+            ]
+        )
     return found
 
 
-def _contender(problem: Problem, held_out, name: str, measure: str, policy: Policy) -> Contender:
-    exits = np.asarray(first_exit(measure_scores(problem, measure), policy.thresholds))
+def _baseline_thresholds(problem: Problem, name: str, scores):
+    """[budgets, exits]."""
+    if name == "static":
+        everyone = problem.everyone
+        return [static_thresholds(problem, everyone, budget) for budget in problem.budgets]
+    if name == "patience":
+        return patience_thresholds(problem, scores)
+    return geometric_thresholds(problem, scores)
+
+
+def _contender(problem: Problem, held_out, name: str, budget: float, scores, thresholds):
+    exits = np.asarray(first_exit(scores, thresholds))
     if name == "static":
         for out in held_out:
-            thresholds = static_thresholds(problem, ~out, policy.budget)
-            exits = np.where(out, int(np.argmax(thresholds == -np.inf)), exits)
-    right = problem.correct[exits, np.arange(exits.size)]
+            others = static_thresholds(problem, ~out, budget)
+            exits = np.where(out, int(np.argmax(others == -np.inf)), exits)
     return Contender(
-        name=name, budget=policy.budget, right=right, measure=measure, thresholds=policy.thresholds
+        name=name,
+        budget=budget,
+        right=problem.correct[exits, np.arange(exits.size)],
+        measure=MEASURE_OF_BASELINE[name],
+        thresholds=thresholds,
     )
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from eenet_jax.confidence import measure_score, sum_in_fixed_order
+from eenet_jax.confidence import measure_score, measures_at, sum_in_fixed_order
 from eenet_jax.errors import InputError
 from eenet_jax.policies.certify import accuracy_interval
 from eenet_jax.policies.choice import (
@@ -30,7 +30,7 @@ from eenet_jax.policies.choice import (
 )
 from eenet_jax.policies.max_prob import fit_max_prob
 from eenet_jax.policies.policy import Policy
-from eenet_jax.policies.problem import NUMBERS_A_CALL, Problem, policy_fields, problem_scores
+from eenet_jax.policies.problem import NUMBERS_A_CALL, Problem, measure_scores, policy_fields
 from eenet_jax.scheduler.combination import fit_combination
 from eenet_jax.scheduler.features import exit_features, num_features
 from eenet_jax.scheduler.simulation import lowered_to_budget, settle
@@ -96,12 +96,11 @@ class EENet(Policy):
         measures: Float[Array, "exits samples 5"] | None = None,
     ) -> Float[Array, " samples"]:
         """The measure or the gain at exit k; see `Policy.score`."""
-        seen = None if measures is None else measures[: k + 1]
         if self.measure:
+            seen = None if measures is None else measures[: k + 1]
             return measure_score(self.measure, probs[: k + 1], seen)
-        self._check_classes(probs.shape[-1])
-        now, last = jnp.asarray(self.now[k]), jnp.asarray(self.last[k])
-        return _gain_at(now, last, self.gain_share, probs[: k + 1], seen, len(self.now))
+        features, answers = self._seen(k, probs, measures)
+        return _gain(self.now[k], self.last[k], self.gain_share, features, answers)
 
     def chance(
         self,
@@ -118,10 +117,20 @@ class EENet(Policy):
         """
         if self.measure:
             return self.score(k, probs, measures)
-        self._check_classes(probs.shape[-1])
-        seen = None if measures is None else measures[: k + 1]
-        row = jnp.asarray(self.now[k])
-        return jax.nn.sigmoid(_log_odds_at(row[None], probs[: k + 1], seen, len(self.now))[0])
+        return jax.nn.sigmoid(_log_odds(self.now[k], *self._seen(k, probs, measures)))
+
+    def _seen(self, k, probs, measures):
+        """What the exit's features are, and its answers."""
+        exits, width = self.now.shape
+        classes, wanted = probs.shape[-1], width - num_features(exits)
+        if classes != wanted:
+            raise InputError(
+                f"probs has {classes} classes, the policy was fitted to {wanted}: use the"
+                " network that it was fitted to"
+            )
+        probs = jnp.asarray(probs[: k + 1])
+        own = measures_at(probs) if measures is None else jnp.asarray(measures[k])
+        return exit_features(probs, own, exits)
 
     def __post_init__(self):
         exits, width = len(self.thresholds), num_features(len(self.thresholds)) + 2
@@ -132,57 +141,37 @@ class EENet(Policy):
             if len(shape) != 2 or shape[0] != exits or shape[1] < width or shape != self.now.shape:
                 raise InputError(f"{name} has shape {shape}, of {exits} exits")
 
-    def _check_classes(self, classes: int) -> None:
-        exits, width = self.now.shape
-        wanted = width - num_features(exits)
-        if classes != wanted:
-            raise InputError(
-                f"probs has {classes} classes, the policy was fitted to {wanted}: use the"
-                " network that it was fitted to"
-            )
 
-
-@functools.partial(jax.jit, static_argnames="exits")
-def _log_odds_at(rows, probs, measures, exits):
-    """Log-odds [rows, samples] by rows of weights."""
-    features, answers = exit_features(probs, measures, exits)
+@jax.jit
+def _log_odds(weights, features, answers):
     width = features.shape[1]
-    linear = [sum_in_fixed_order(features * row[None, :width]) for row in rows]
-    return jnp.stack([each + row[width:][answers] for each, row in zip(linear, rows, strict=True)])
+    return sum_in_fixed_order(features * weights[None, :width]) + weights[width:][answers]
 
 
-# One program from probabilities to score: compiled in pieces, its last bits would differ.
-@functools.partial(jax.jit, static_argnames="exits")
-def _gain_at(now, last, share, probs, measures, exits):
-    now, last = _log_odds_at(jnp.stack([now, last]), probs, measures, exits)
+@jax.jit
+def _gain(now, last, share, features, answers):
+    now, last = (_log_odds(weights, features, answers) for weights in (now, last))
     return gain_score(now, last, share)
-
-
-@functools.partial(jax.jit, static_argnames="exits")
-def _features_at(probs, measures, exits):
-    return exit_features(probs, measures, exits)
 
 
 def solver_samples(problem: Problem) -> Samples:
     """Features, answers, measures and correctness of the problem's samples."""
-    probs, given = problem.predictions.probs, problem.predictions.measures
+    probs, measures = problem.predictions.probs, problem.measures
     exits, count, classes = probs.shape
     step = max(1, NUMBERS_A_CALL // (classes * exits))
-    features, answers = [], []
-    for k in range(exits):
+
+    def seen_at(k: int) -> tuple[np.ndarray, np.ndarray]:
         parts = [
-            _features_at(
-                probs[: k + 1, first : first + step],
-                None if given is None else given[: k + 1, first : first + step],
-                exits,
+            exit_features(
+                probs[: k + 1, first : first + step], measures[k, first : first + step], exits
             )
             for first in range(0, count, step)
         ]
-        features.append(np.concatenate([np.asarray(part[0]) for part in parts]))
-        answers.append(np.concatenate([np.asarray(part[1]) for part in parts]))
-    return Samples(
-        np.stack(features), np.stack(answers).astype(np.int32), problem.measures, problem.correct
-    )
+        features, answers = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return features, answers.astype(np.int32)
+
+    features, answers = (np.stack(each) for each in zip(*map(seen_at, range(exits)), strict=True))
+    return Samples(features, answers, measures, problem.correct)
 
 
 def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENet]:
@@ -191,7 +180,7 @@ def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENe
     Args:
       problem: Validation predictions, costs and budgets.
       settings: The solver and the choice.
-      seed: Draws folds and resampled weights.
+      seed: Draws the folds.
 
     Returns:
       One policy a budget; its realised validation cost is not above the budget, and no
@@ -201,10 +190,12 @@ def fit_eenet(problem: Problem, settings: EENetSettings, seed: int) -> list[EENe
     baselines = baseline_contenders(problem, held_out)
     if not len(held_out):
         return [_from_baseline(problem, each) for each in best_of(baselines)]
-    if settings.answers == "own":
-        return _fit(problem, baselines, held_out, settings, seed)
-    weights, combined = _answered_by_all(problem)
-    fitted = _fit(combined, baselines, held_out, settings, seed)
+    weights, answered = None, problem
+    if settings.answers == "combined":
+        weights, answered = _answered_by_all(problem)
+    fitted = _fit(answered, baselines, held_out, settings)
+    if weights is None:
+        return fitted
     return [
         _answering(problem, policy, weights, [each[place] for each in baselines])
         for place, policy in enumerate(fitted)
@@ -221,32 +212,35 @@ def _answering(
     return dataclasses.replace(policy, answer_weights=weights)
 
 
-def _fit(problem, baselines, held_out, settings: EENetSettings, seed: int) -> list[EENet]:
+def _fit(problem: Problem, baselines, held_out, settings: EENetSettings) -> list[EENet]:
     """One policy a budget, of the solver's scores and the baselines."""
     low, high = problem.costs.costs[0], problem.costs.costs[-1]
     grid = low + (high - low) * (np.arange(GRID_BUDGETS) + 0.5) / GRID_BUDGETS
-    solved = solve(
-        solver_samples(problem),
-        problem.predictions.num_classes,
-        problem.costs.costs,
-        (*problem.budgets, *grid.tolist()),
-        held_out,
-        settings,
-        jax.random.key(seed),
-    )
+    budgets = (*problem.budgets, *grid.tolist())
+    samples = solver_samples(problem)
+    classes = problem.predictions.num_classes
+    solved = solve(samples, classes, problem.costs.costs, budgets, held_out, settings)
     chosen = choose(
         problem,
         np.asarray(solved.held_out_correct),
-        (np.asarray([*problem.budgets, *grid]) - low) / (high - low),
+        (np.asarray(budgets) - low) / (high - low),
         baselines,
         _score_names(settings),
         settings.caution,
     )
-    scores: dict[str, np.ndarray] = {}
-    return [
-        _policy(problem, settings, solved, contender, place, scores)
-        for place, contender in enumerate(chosen)
-    ]
+    names = _score_names(settings)
+    scored = functools.cache(
+        lambda which: _scored(problem, samples, settings, solved.chances, which)
+    )
+    found = []
+    for contender in chosen:
+        if contender.thresholds is not None:
+            found.append(_from_baseline(problem, contender))
+            continue
+        which = names.index(contender.name)
+        distribution = solved.distributions[which, contender.place]
+        found.append(_policy(problem, contender, distribution, *scored(which)))
+    return found
 
 
 def _answered_by_all(problem: Problem) -> tuple[np.ndarray, Problem]:
@@ -265,39 +259,33 @@ def _score_names(settings: SolverSettings) -> list[str]:
     return [*searched, *(f"gain-{share:g}" for share in settings.gain_shares)]
 
 
-def _policy(problem, settings, solved, contender: Contender, place, scores) -> EENet:
-    if contender.thresholds is not None:
-        return _from_baseline(problem, contender)
-    which = _score_names(settings).index(contender.name)
-    shared = _shared_fields(problem, settings, solved.chances, which)
-    if contender.name not in scores:
-        blank = np.full(problem.predictions.num_exits, -np.inf, np.float32)
-        unset = EENet(budget=0.0, thresholds=blank, costs=problem.costs.costs, **shared)
-        scores[contender.name] = problem_scores(unset, problem)
-    score = scores[contender.name]
-    budget = problem.budgets[place]
-    quota = ceil_quota(solved.distributions[which, contender.place], score.shape[1])
-    thresholds, _ = settle(score, np.asarray(quota))
-    thresholds = lowered_to_budget(score, thresholds, problem.costs.costs, budget)
-    fields = policy_fields(problem, score, thresholds, budget)
-    fields["info"] |= contender.info | {"accuracy_interval_95": accuracy_interval(contender.right)}
-    return EENet(**shared, **fields)
-
-
-def _shared_fields(
-    problem: Problem, settings: SolverSettings, chances: Chances | None, which: int
-) -> dict[str, Any]:
-    """The score's fields: a measure, or a share of the gain and the chances' weights."""
+def _scored(
+    problem: Problem, samples: Samples, settings: SolverSettings, chances: Chances, which: int
+) -> tuple[dict[str, Any], Float[np.ndarray, "exits samples"]]:
+    """A score's fields, and its values by the very programs that inference runs."""
     measures = settings.score_measures
     if which < len(measures):
-        return _measure_fields(problem, measures[which])
-    assert chances is not None
+        name = measures[which]
+        return _measure_fields(problem, name), measure_scores(problem, name)
     now, last = (
         np.concatenate([np.asarray(each.linear), np.asarray(each.by_class)], axis=1)
         for each in chances
     )
-    share = settings.gain_shares[which - len(measures)]
-    return {"measure": "", "gain_share": float(share), "now": now, "last": last}
+    share = float(settings.gain_shares[which - len(measures)])
+    exits = zip(now, last, samples.features, samples.answers, strict=True)
+    scores = [np.asarray(_gain(row, other, share, *seen)) for row, other, *seen in exits]
+    return {"measure": "", "gain_share": share, "now": now, "last": last}, np.stack(scores)
+
+
+def _policy(
+    problem: Problem, contender: Contender, distribution, fields: dict[str, Any], scores
+) -> EENet:
+    quota = ceil_quota(distribution, scores.shape[1])
+    thresholds, _ = settle(scores, np.asarray(quota))
+    thresholds = lowered_to_budget(scores, thresholds, problem.costs.costs, contender.budget)
+    found = policy_fields(problem, scores, thresholds, contender.budget)
+    found["info"] |= contender.info | {"accuracy_interval_95": accuracy_interval(contender.right)}
+    return EENet(**fields, **found)
 
 
 def _measure_fields(problem: Problem, measure: str) -> dict[str, Any]:

@@ -43,6 +43,14 @@ def patience_family(
     return fixed_thresholds(problem, scores, present, members)
 
 
+def patience_thresholds(
+    problem: Problem, scores: Float[np.ndarray, "exits samples"]
+) -> Float[np.ndarray, "budgets exits"]:
+    """For each budget, the member of the family that fills it best."""
+    family = patience_family(problem, scores, problem.everyone)
+    return family.thresholds[[family.within(budget) for budget in problem.budgets]]
+
+
 def fit_patience(problem: Problem) -> list[Patience]:
     """The integer whose realised validation cost is the largest not above each budget.
 
@@ -53,8 +61,7 @@ def fit_patience(problem: Problem) -> list[Patience]:
       One policy a budget.
     """
     scores = measure_scores(problem, "patience")
-    family = patience_family(problem, scores, problem.everyone)
-    chosen = [family.thresholds[family.within(budget)] for budget in problem.budgets]
+    chosen = patience_thresholds(problem, scores)
     return [
         Patience(**policy_fields(problem, scores, thresholds, budget))
         for thresholds, budget in zip(chosen, problem.budgets, strict=True)

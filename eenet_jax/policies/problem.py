@@ -18,7 +18,7 @@ from eenet_jax.types import MEASURES, Array, CostTable, ExitPredictions
 
 COARSE_MEMBERS = 512
 FINE_MEMBERS = 64
-MEMBERS_A_CALL = 32
+MEMBERS_A_CALL = 128
 
 NUMBERS_A_CALL = 2**25
 """Probabilities of an exit looked at in one call, so that memory does not follow the samples."""
@@ -241,11 +241,20 @@ def policy_fields(
     }
 
 
+def geometric_thresholds(
+    problem: Problem, scores: Float[np.ndarray, "exits samples"]
+) -> Float[np.ndarray, "budgets exits"]:
+    """For each budget, the thresholds of the geometric family that fill it best."""
+    family = geometric_family(problem, scores, problem.everyone)
+    return family.thresholds[[family.within(budget) for budget in problem.budgets]]
+
+
 def geometric_solutions(problem: Problem, name: str) -> list[dict[str, Any]]:
     """For each budget, the fields of the policy that scores by a measure and fills it best."""
     scores = measure_scores(problem, name)
-    family = geometric_family(problem, scores, problem.everyone)
     return [
-        policy_fields(problem, scores, family.thresholds[family.within(budget)], budget)
-        for budget in problem.budgets
+        policy_fields(problem, scores, thresholds, budget)
+        for thresholds, budget in zip(
+            geometric_thresholds(problem, scores), problem.budgets, strict=True
+        )
     ]

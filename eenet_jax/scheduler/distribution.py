@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from eenet_jax.scheduler.thresholds import running_sum
 from eenet_jax.types import Array
 
 HIGHEST_GAIN = 3.0
@@ -21,9 +22,9 @@ LOWEST_PRICE = 1e-3
 
 
 class Ranked(NamedTuple):
-    """Scores and their order, exit by exit."""
+    """The early exits' scores and their order."""
 
-    scores: Float[Array, "exits samples"]
+    scores: Float[Array, "early samples"]
     order: Int[Array, "early samples"]
     falling: Float[Array, "early samples"]
     ends: Bool[Array, "early samples"]
@@ -31,11 +32,12 @@ class Ranked(NamedTuple):
 
 def ranked(scores: Float[Array, "exits samples"]) -> Ranked:
     """The early exits' scores from high to low, and where a run of equals ends."""
-    order = jnp.argsort(scores[:-1], axis=1, descending=True)
-    falling = jnp.take_along_axis(scores[:-1], order, axis=1)
+    early = scores[:-1]
+    order = jnp.argsort(early, axis=1, descending=True)
+    falling = jnp.take_along_axis(early, order, axis=1)
     last = jnp.ones((falling.shape[0], 1), bool)
     ends = jnp.concatenate([falling[:, 1:] < falling[:, :-1], last], axis=1)
-    return Ranked(scores, order, falling, ends)
+    return Ranked(early, order, falling, ends)
 
 
 def cost_levels(costs: tuple[float, ...]) -> Float[np.ndarray, " exits"]:
@@ -67,6 +69,8 @@ def price_path(
     """Exit distribution and accuracy of the thresholds that are best at each price.
 
     Each price starts from the thresholds of the one before, the first from "nobody leaves".
+    A pass goes from the last exits to the first: where a sample goes that doesn't leave at an
+    exit is then known from the step before.
 
     Args:
       scores: Exit scores.
@@ -78,48 +82,55 @@ def price_path(
     """
     exits = scores.shape[0]
     by_rank = ranked(scores)
-    turns = jnp.tile(jnp.arange(exits - 2, -1, -1), sweeps)
     total = sample_weight.sum()
 
     def at_price(thresholds, price):
         value = correct - price * levels[:, None]
 
-        def improve(thresholds, k):
-            return _best_threshold(by_rank, value, sample_weight, thresholds, k), None
+        def sweep(thresholds, _):
+            gone = _gone_before(by_rank.scores, thresholds)
 
-        thresholds, _ = jax.lax.scan(improve, thresholds, turns)
-        leaving = _leaving(scores, thresholds)
+            def improve(going_on, at):
+                rank, left, worth = at
+                return _best_threshold(rank, left, worth, sample_weight, going_on)
+
+            early = (by_rank, gone[:-1], value[:-1])
+            return jax.lax.scan(improve, value[-1], early, reverse=True)[1], None
+
+        thresholds, _ = jax.lax.scan(sweep, thresholds, length=sweeps)
+        gone = _gone_before(by_rank.scores, thresholds)
+        leaving = jnp.concatenate([gone[1:], jnp.ones_like(gone[:1])]) & ~gone
         shares = leaving @ sample_weight / total
         accuracy = ((leaving * correct) @ sample_weight).sum() / total
         return thresholds, (shares, accuracy)
 
-    start = jnp.full(exits, jnp.inf).at[-1].set(-jnp.inf)
-    return jax.lax.scan(at_price, start, prices)[1]
+    return jax.lax.scan(at_price, jnp.full(exits - 1, jnp.inf), prices)[1]
 
 
-def _reached(scores, thresholds):
-    last = jnp.arange(scores.shape[0]) == scores.shape[0] - 1
-    return (scores >= thresholds[:, None]) | last[:, None]
+def _gone_before(scores, thresholds):
+    """[exits, samples]: who has left before each exit."""
+    nobody = jnp.zeros((1, scores.shape[1]), bool)
+    reached = jnp.concatenate([nobody, scores >= thresholds[:, None]])
+    return jnp.cumsum(reached, axis=0) > 0
 
 
-def _leaving(scores, thresholds):
-    reached = _reached(scores, thresholds)
-    return reached & (jnp.cumsum(reached, axis=0) == 1)
+def _best_threshold(by_rank, gone, value, sample_weight, going_on):
+    """The best threshold of an exit given all the others, and what is got from there on.
 
-
-def _best_threshold(by_rank, value, sample_weight, thresholds, k):
-    """The threshold of exit k that is best given all the others."""
-    reached = _reached(by_rank.scores, thresholds)
-    place = jnp.arange(reached.shape[0])[:, None]
-    gone = (reached & (place < k)).any(0)
-    later = reached & (place > k)
-    leaves_later = later & (jnp.cumsum(later, axis=0) == 1)
-    going_on = jnp.where(leaves_later, value, 0.0).sum(0)
-    gain = jnp.where(gone, 0.0, sample_weight * (value[k] - going_on))
-    so_far = jnp.where(by_rank.ends[k], jnp.cumsum(gain[by_rank.order[k]]), -jnp.inf)
-    best = jnp.argmax(so_far)
-    threshold = jnp.where(so_far[best] > 0, by_rank.falling[k, best], jnp.inf)
-    return thresholds.at[k].set(threshold)
+    Args:
+      by_rank: The exit's scores.
+      gone: Who has left before.
+      value: Of leaving here.
+      sample_weight: How much each sample counts.
+      going_on: Of leaving where the later thresholds say.
+    """
+    gain = jnp.where(gone, 0.0, sample_weight * (value - going_on))
+    so_far = jnp.where(by_rank.ends, running_sum(gain[by_rank.order]), -jnp.inf)
+    most = so_far.max()
+    # Not argmax, which takes XLA on a processor as long as all the rest.
+    place = jnp.where(so_far == most, jnp.arange(so_far.size), so_far.size).min()
+    threshold = jnp.where(most > 0, by_rank.falling[place], jnp.inf)
+    return jnp.where(by_rank.scores >= threshold, value, going_on), threshold
 
 
 def best_mixtures(

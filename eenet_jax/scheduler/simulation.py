@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from eenet_jax.scheduler.thresholds import thresholds_from_quota
+from eenet_jax.scheduler.thresholds import leave_by_quota
 from eenet_jax.types import Array
 
 
@@ -90,30 +90,43 @@ def simulate_quotas(
     """
 
     def simulate(quota):
-        thresholds = thresholds_from_quota(scores, quota, present)
-        exits = first_exit(scores, thresholds)
-        left = (exits[None] == jnp.arange(scores.shape[0])[:, None]) & present[None]
-        return thresholds, left.sum(1), jnp.where(left, correct, 0.0).sum()
+        thresholds, left = leave_by_quota(scores, quota, present)
+        # As products, which are several times as fast as sums on a processor.
+        counts = jnp.einsum("kn,n->k", left, jnp.ones(left.shape[1]), precision="highest")
+        right = jnp.einsum("kn,kn->", left, correct, precision="highest")
+        return thresholds, counts.astype(int), right
 
     return jax.vmap(simulate)(quotas)
 
 
 def settle(
-    scores: Float[Array, "exits samples"], quota: Int[np.ndarray, " quotas"]
+    scores: Float[np.ndarray, "exits samples"], quota: Int[np.ndarray, " quotas"]
 ) -> tuple[Float[np.ndarray, " exits"], Int[np.ndarray, " exits"]]:
-    """Thresholds from a quota, and how many leave at each exit.
+    """The threshold routine for one quota, without a program to compile for it.
 
     An exit that takes all who are left has the threshold -∞, so that it does on new samples.
 
     Args:
       scores: Exit scores.
       quota: How many samples each exit but the last is asked to take.
+
+    Returns:
+      Thresholds, and how many leave at each exit.
     """
-    everyone = np.ones(scores.shape[1], bool)
-    thresholds = np.asarray(thresholds_from_quota(scores, quota, everyone)).copy()
-    exits = np.asarray(first_exit(scores, thresholds))
-    left = np.bincount(exits, minlength=len(thresholds))
-    thresholds[np.argmax(np.cumsum(left) == exits.size) :] = -np.inf
+    thresholds = np.full(len(scores), -np.inf, np.float32)
+    left = np.zeros(len(scores), int)
+    remaining = np.ones(scores.shape[1], bool)
+    for k, asked in enumerate(np.minimum(quota, remaining.size)):
+        staying = scores[k, remaining]
+        asked = min(asked, staying.size)
+        thresholds[k] = np.partition(staying, -asked)[-asked] if asked else np.inf
+        leaving = remaining & (scores[k] >= thresholds[k])
+        remaining &= ~leaving
+        left[k] = leaving.sum()
+        if not remaining.any():
+            thresholds[k:] = -np.inf
+            return thresholds, left
+    left[-1] = remaining.sum()
     return thresholds, left
 
 

@@ -1,9 +1,9 @@
-"""The solver: scores and exit distributions for all budgets and resamplings at once.
+"""The solver: scores and exit distributions for all budgets and folds at once.
 
 A score says what a sample gains by going on: the calibrated chance that the exit is wrong
 against the chance that the full network is. Chances are logistic regressions; exit
-distributions are searched directly (`distribution`), on resampled weights whose results are
-averaged. Each candidate score is judged on folds it was not fitted on.
+distributions are searched directly (`distribution`). Each candidate score is judged on folds it
+was not fitted on.
 """
 
 import dataclasses
@@ -13,14 +13,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Bool, Float, Int
 
 from eenet_jax.errors import InputError
 from eenet_jax.scheduler.distribution import cost_levels, fit_distributions, price_grid
 from eenet_jax.scheduler.logistic import LogisticWeights, fit_logistic
 from eenet_jax.scheduler.parallel import Devices, chunk_size, over_devices, useful_devices
-from eenet_jax.scheduler.simulation import first_exit
-from eenet_jax.scheduler.thresholds import ceil_quota, thresholds_from_quota
+from eenet_jax.scheduler.thresholds import ceil_quota, leave_by_quota
 from eenet_jax.types import MEASURES, Array
 
 FLOATS_A_SEARCH = 24
@@ -33,8 +32,6 @@ class SolverSettings:
 
     Attributes:
       folds: Parts the samples are cut into; candidates are judged on the part left out.
-      resamplings: Resampled fits of each exit distribution, averaged; of those that only
-        judge a score, a quarter as many.
       prices: Prices of a unit of cost at which thresholds are optimised.
       sweeps: Passes over the exits at each price.
       ridge: Penalty on the standardised features of a chance.
@@ -46,9 +43,8 @@ class SolverSettings:
     """
 
     folds: int = 5
-    resamplings: int = 8
-    prices: int = 48
-    sweeps: int = 3
+    prices: int = 32
+    sweeps: int = 2
     ridge: float = 3.0
     class_ridge: float = 1.0
     gain_shares: tuple[float, ...] = (0.0, 0.8, 1.0)
@@ -56,7 +52,7 @@ class SolverSettings:
     memory_limit_gb: float = 1.0
 
     def __post_init__(self):
-        for name, least in (("folds", 2), ("resamplings", 1), ("prices", 3), ("sweeps", 1)):
+        for name, least in (("folds", 2), ("prices", 3), ("sweeps", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise InputError(f"{name} is {value!r}: give a whole number, {least} or more")
@@ -137,7 +133,6 @@ def solve(
     budgets: tuple[float, ...],
     held_out: Bool[np.ndarray, "folds samples"],
     settings: SolverSettings,
-    key: Key[Array, ""],
     devices: Devices | None = None,
 ) -> Solved:
     """Fit every candidate score and its exit distributions to all samples and to all but a fold.
@@ -149,7 +144,6 @@ def solve(
       budgets: Average costs per sample.
       held_out: Which samples each fold leaves out; may have no folds.
       settings: How to fit.
-      key: Draws the resampling.
       devices: That share the fits; `useful_devices` by default.
     """
     low, high = costs[0], costs[-1]
@@ -159,18 +153,20 @@ def solve(
         prices=jnp.asarray(price_grid(costs, settings.prices)),
         budgets=jnp.asarray((np.asarray(budgets) - low) / (high - low), jnp.float32),
         held_out=jnp.asarray(held_out),
-        key=key,
     )
     scores, folds = len(settings.score_measures) + len(settings.gain_shares), len(held_out)
-    everyone = np.stack(_pairs(scores, 1), axis=1)
-    judged = np.stack(_pairs(scores, folds), axis=1).reshape(-1, 2)
-    fit_all, fit_folds = _programs(settings, num_classes, devices or useful_devices())
-    chances, found = fit_all(shared, everyone)
-    right = np.zeros((scores, len(budgets), held_out.shape[1]), np.float32)
-    if folds:
+    fits = np.stack(_pairs(scores, 1 + folds), axis=1)
+    found = _program(settings, num_classes, devices or useful_devices())(shared, fits)
+    distributions, right = (
+        each.reshape(scores, 1 + folds, len(budgets), -1)
+        for each in (found.distributions, found.right)
+    )
+    return Solved(
+        chances=jax.tree.map(lambda leaf: leaf[0], found.chances),
+        distributions=distributions[:, 0],
         # A sample is in one fold; elsewhere its column is 0.
-        right = fit_folds(shared, judged).reshape(scores, folds, len(budgets), -1).sum(1)
-    return Solved(jax.tree.map(lambda leaf: leaf[0], chances), found, right)
+        held_out_correct=right.sum(1),
+    )
 
 
 class _Shared(NamedTuple):
@@ -179,29 +175,29 @@ class _Shared(NamedTuple):
     prices: Float[Array, " prices"]
     budgets: Float[Array, " budgets"]
     held_out: Bool[Array, "folds samples"]
-    key: Key[Array, ""]
+
+
+class _Found(NamedTuple):
+    chances: Chances
+    distributions: Float[Array, "fits budgets exits"]
+    right: Float[Array, "fits budgets samples"]
 
 
 @functools.cache
-def _programs(settings: SolverSettings, num_classes: int, devices: Devices):
-    """Fits to all samples, and to all but a fold with judgement on it, of (score, fold) pairs."""
+def _program(settings: SolverSettings, num_classes: int, devices: Devices):
+    """Of (score, set) pairs: set 0 is all samples, set f all but those of fold f."""
 
-    def fit_all(shared: _Shared, pairs):
-        sets = jnp.ones((1, shared.held_out.shape[1]))
+    def fit(shared: _Shared, pairs):
+        out = jnp.concatenate([jnp.zeros((1, shared.held_out.shape[1]), bool), shared.held_out])
+        sets = (~out).astype(jnp.float32)
         chances = _fit_chances(shared.samples, sets, num_classes, settings)
         scores = _candidate_scores(shared.samples, chances, settings)
-        found = _search(shared, scores, sets, pairs, settings.resamplings, settings)
-        own = jax.tree.map(lambda leaf: jnp.repeat(leaf, len(pairs), axis=0), chances)
-        return own, found
+        found = _search(shared, scores, sets, pairs, settings)
+        right = _held_out_correct(shared.samples.correct, scores, out, found, pairs, settings)
+        own = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], len(pairs), axis=0), chances)
+        return _Found(own, found, right)
 
-    def fit_folds(shared: _Shared, pairs):
-        sets = (~shared.held_out).astype(jnp.float32)
-        chances = _fit_chances(shared.samples, sets, num_classes, settings)
-        scores = _candidate_scores(shared.samples, chances, settings)
-        found = _search(shared, scores, sets, pairs, -(-settings.resamplings // 4), settings)
-        return _held_out_correct(shared, scores, found, pairs, settings)
-
-    return over_devices(fit_all, devices), over_devices(fit_folds, devices)
+    return over_devices(fit, devices)
 
 
 def _pairs(*lengths: int) -> list[Int[np.ndarray, " fits"]]:
@@ -249,48 +245,40 @@ def _candidate_scores(samples, chances, settings):
     return jnp.stack([*plain, *(gain_score(now, last, share) for share in settings.gain_shares)])
 
 
-def _search(shared: _Shared, scores, sets, pairs, resamplings: int, settings):
-    """Exit distributions [pairs, budgets, exits], means over resampled fits."""
+def _search(shared: _Shared, scores, sets, pairs, settings):
+    """Exit distributions [pairs, budgets, exits]."""
     correct = shared.samples.correct
     exits, count = correct.shape
     chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
 
-    def fit(places):
-        (which, some), restart = places
-        weight = jax.random.exponential(jax.random.fold_in(shared.key, restart), (count,))
-        # One draw alone would only add noise to what all samples say.
-        weight = weight if resamplings > 1 else jnp.ones(count)
+    def fit(pair):
+        which, some = pair
         return fit_distributions(
-            scores[which, some], correct, sets[some] * weight, shared.levels, shared.prices,
+            scores[which, some], correct, sets[some], shared.levels, shared.prices,
             shared.budgets, settings.sweeps,
         )  # fmt: skip
 
-    repeated = jnp.repeat(pairs, resamplings, axis=0)
-    places = (tuple(repeated.T), jnp.tile(jnp.arange(resamplings), len(pairs)))
-    found = jax.lax.map(fit, places, batch_size=min(chunk, len(repeated)))
-    return found.reshape(len(pairs), resamplings, *found.shape[1:]).mean(1)
+    return jax.lax.map(fit, jnp.asarray(pairs), batch_size=min(chunk, len(pairs)))
 
 
-def _held_out_correct(shared: _Shared, scores, distributions, pairs, settings):
+def _held_out_correct(correct, scores, out, distributions, pairs, settings):
     """[pairs, budgets, samples]: the fold's samples by what was fitted without them, others 0.
 
     Thresholds are set on the fold's own scores, which needs no label, so that its cost is
     within the budget, whatever the luck of the draw.
     """
-    correct = shared.samples.correct
     exits, count = correct.shape
     chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
 
-    def judge(places):
-        (which, fold), distribution = places
-        out = shared.held_out[fold]
-        quota = ceil_quota(distribution, out.sum())
-        score = scores[which, fold]
-        exit_index = first_exit(score, thresholds_from_quota(score, quota, out))
-        return jnp.where(out, jnp.take_along_axis(correct, exit_index[None], axis=0)[0], 0.0)
+    def judge(fit):
+        (which, some), distribution = fit
+        score, judged = scores[which, some], out[some]
 
-    budgets = distributions.shape[1]
-    repeated = jnp.repeat(pairs, budgets, axis=0)
-    places = (tuple(repeated.T), distributions.reshape(-1, exits))
-    right = jax.lax.map(judge, places, batch_size=min(chunk, len(repeated)))
-    return right.reshape(len(pairs), budgets, count)
+        def at_budget(quota):
+            _, left = leave_by_quota(score, quota, judged)
+            return jnp.where(left, correct, 0.0).sum(0)
+
+        quotas = ceil_quota(distribution, judged.sum())
+        return jax.lax.map(at_budget, quotas, batch_size=min(chunk, len(quotas)))
+
+    return jax.lax.map(judge, (jnp.asarray(pairs), distributions))

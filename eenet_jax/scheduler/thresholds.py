@@ -7,6 +7,21 @@ from jaxtyping import Bool, Float, Int
 
 from eenet_jax.types import Array
 
+BLOCK = 64
+"""Samples summed up by one matrix product."""
+
+
+def running_sum(values: Float[Array, " samples"]) -> Float[Array, " samples"]:
+    """The cumulative sum, by blocks: several times as fast as XLA's own on a processor.
+
+    Counts of up to 2^24 samples are exact.
+    """
+    count = values.size
+    blocks = jnp.pad(values, (0, -count % BLOCK)).reshape(-1, BLOCK)
+    inside = blocks @ jnp.triu(jnp.ones((BLOCK, BLOCK), values.dtype))
+    before = jnp.cumsum(inside[:, -1]) - inside[:, -1]
+    return (inside + before[:, None]).reshape(-1)[:count]
+
 
 def exit_quota(
     distribution: Float[np.ndarray, "*batch exits"], num_samples: int
@@ -39,6 +54,15 @@ def thresholds_from_quota(
     quota: Int[Array, " quotas"],
     present: Bool[Array, " samples"],
 ) -> Float[Array, " exits"]:
+    """The thresholds of `leave_by_quota`."""
+    return leave_by_quota(scores, quota, present)[0]
+
+
+def leave_by_quota(
+    scores: Float[Array, "exits samples"],
+    quota: Int[Array, " quotas"],
+    present: Bool[Array, " samples"],
+) -> tuple[Float[Array, " exits"], Bool[Array, "exits samples"]]:
     """The threshold routine.
 
     At each exit in turn the threshold is the quota-th largest score among the samples
@@ -51,20 +75,22 @@ def thresholds_from_quota(
       present: The samples that thresholds are set on; the others are left out.
 
     Returns:
-      Thresholds; +∞ where nobody is asked for, -∞ at the last exit.
+      Thresholds, +∞ where nobody is asked for, -∞ at the last exit; and which of the samples
+      present leave at each exit.
     """
     early = scores[:-1]
     order = jnp.argsort(early, axis=1, descending=True)
 
     def leave(remaining, exit_inputs):
         score, ranked, asked = exit_inputs
-        asked = jnp.minimum(asked, remaining.sum())
-        place = jnp.argmax(jnp.cumsum(remaining[ranked]) >= asked)
+        so_far = running_sum(remaining[ranked].astype(jnp.float32))
+        asked = jnp.minimum(asked, so_far[-1])
+        place = jnp.searchsorted(so_far, asked)
         threshold = jnp.where(asked > 0, score[ranked[place]], jnp.inf)
-        return remaining & (score < threshold), threshold
+        return remaining & (score < threshold), (threshold, remaining & (score >= threshold))
 
-    _, thresholds = jax.lax.scan(leave, present, (early, order, quota))
-    return jnp.append(thresholds, -jnp.inf)
+    last, (thresholds, leaving) = jax.lax.scan(leave, present, (early, order, quota))
+    return jnp.append(thresholds, -jnp.inf), jnp.concatenate([leaving, last[None]])
 
 
 def thresholds_from_distribution(

@@ -10,7 +10,7 @@ from eenet_jax.frontier import fit_frontier
 from eenet_jax.scheduler.combination import combined_logits, fit_combination
 
 COSTS = (1.0, 2.5, 4.0)
-QUICK = {"folds": 2, "resamplings": 2, "prices": 16, "sweeps": 2}
+QUICK = {"folds": 2, "prices": 16, "sweeps": 2}
 
 
 @pytest.fixture(scope="module")

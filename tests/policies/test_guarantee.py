@@ -20,7 +20,7 @@ COSTS = (1.0, 2.5, 4.0)
 POPULATION = synthetic(samples=30_000, seed=99)
 DRAWS = 150
 MOST_VIOLATIONS = 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / DRAWS)
-QUICK = {"folds": 2, "resamplings": 2, "prices": 16, "sweeps": 2}
+QUICK = {"folds": 2, "prices": 16, "sweeps": 2}
 
 
 def _problem(random, samples, budgets=(2.0,)):

@@ -20,7 +20,7 @@ from eenet_jax.types import ExitPredictions
 COSTS = (1.0, 2.5, 4.0)
 BUDGETS = [1.0, 1.7, 2.5, 3.9, 4.0]
 QUICK = {
-    "eenet": {"folds": 2, "resamplings": 2, "prices": 16, "sweeps": 2},
+    "eenet": {"folds": 2, "prices": 16, "sweeps": 2},
     "eenet_paper": {"epochs": 40, "restarts": 2},
 }
 

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from synthetic_exits import synthetic
 
-from eenet_jax.confidence import confidence_measures
+from eenet_jax.confidence import measures_at
 from eenet_jax.scheduler.features import exit_features, feature_names
 
 PROBS = np.asarray(
@@ -13,7 +12,7 @@ PROBS = np.asarray(
 
 
 def test_features_of_the_second_of_three_exits():
-    values, answers = exit_features(PROBS, None, 3)
+    values, answers = exit_features(PROBS, measures_at(PROBS), 3)
     found = [dict(zip(feature_names(3), row, strict=True)) for row in np.asarray(values)]
     assert answers.tolist() == [1, 1]
     first, second = found
@@ -34,20 +33,12 @@ def test_features_of_the_second_of_three_exits():
 
 def test_certain_and_impossible_probabilities_give_finite_features():
     probs = np.asarray([[[1, 0, 0]], [[0, 1, 0]]], np.float32)
-    values, _ = exit_features(probs, None, 2)
+    values, _ = exit_features(probs, measures_at(probs), 2)
     assert np.isfinite(np.asarray(values)).all()
 
 
 def test_given_measures_take_the_place_of_computed_ones():
-    given = np.full((2, 2, 5), 0.25, np.float32)
+    given = np.full((2, 5), 0.25, np.float32)
     values, _ = exit_features(PROBS, given, 2)
     places = [feature_names(2).index(name) for name in ("max", "entropy", "vote")]
     np.testing.assert_array_equal(np.asarray(values)[:, places], 0.25)
-
-
-def test_measures_are_those_of_the_confidence_module():
-    probs = synthetic(samples=50, exits=4, classes=5).probs
-    wanted = confidence_measures(probs)
-    for k in range(4):
-        values, _ = exit_features(probs[: k + 1], None, 4)
-        np.testing.assert_array_equal(np.asarray(values)[:, 3:8], wanted[k])
