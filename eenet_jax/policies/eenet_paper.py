@@ -77,8 +77,7 @@ def fit_eenet_paper(problem: Problem, settings: EENetPaperSettings, seed: int) -
     solve_key = jax.random.key(seed)
     samples = Samples(problem.predictions.probs, problem.measures, problem.correct)
     budgets = np.repeat(np.asarray(problem.budgets), settings.restarts)
-    present = np.ones((runs, problem.predictions.num_samples), bool)
-    fitted = solve(samples, problem.costs.costs, budgets, present, start, settings, solve_key)
+    fitted = solve(samples, problem.costs.costs, budgets, start, settings, solve_key)
     weights = np.asarray(fitted.params.scores)
     shares = np.asarray(fitted.distribution)
     candidates = [

@@ -1,4 +1,7 @@
-"""The fit of EENet's scheduler: every budget and restart in one jitted program."""
+"""The fit of EENet's scheduler: every budget and restart in one jitted program.
+
+Fits run in chunks that memory allows, and are divided among the local devices.
+"""
 
 import dataclasses
 import functools
@@ -8,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Bool, Float, Int, Key
+from jaxtyping import Float, Int, Key
 
 from eenet_jax.errors import InputError
 from eenet_jax.scheduler.losses import budget_loss, score_loss
@@ -18,8 +21,14 @@ from eenet_jax.scheduler.network import (
     exit_scores,
     trainable_weights,
 )
-from eenet_jax.scheduler.simulation import first_exit
-from eenet_jax.scheduler.thresholds import thresholds_from_quota
+from eenet_jax.scheduler.parallel import (
+    Devices,
+    chunk_size,
+    in_chunks,
+    over_devices,
+    useful_devices,
+)
+from eenet_jax.scheduler.thresholds import leave_by_quota
 from eenet_jax.types import MEASURES, Array
 
 EXIT_DISTRIBUTIONS = ("stick_breaking", "softmax")
@@ -42,6 +51,7 @@ class SolverSettings:
       hidden_ratio: h's hidden units over its inputs, ρ.
       patience_epochs: Stop a fit after so many epochs without a better value.
       measures: The confidence measures that g may weigh.
+      memory_limit_gb: Memory that the fits of a device may take at once, in 10^9 bytes.
     """
 
     exit_distribution: str = "stick_breaking"
@@ -56,6 +66,7 @@ class SolverSettings:
     hidden_ratio: float = 0.5
     patience_epochs: int = 100
     measures: tuple[str, ...] = ("max", "entropy", "vote")
+    memory_limit_gb: float = 1.0
 
     def __post_init__(self):
         if self.exit_distribution not in EXIT_DISTRIBUTIONS:
@@ -66,7 +77,7 @@ class SolverSettings:
         for name in ("epochs", "phase_epochs", "batch_size", "patience_epochs"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
-        for name in ("lr", "beta", "hidden_ratio"):
+        for name in ("lr", "beta", "hidden_ratio", "memory_limit_gb"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
         for name in ("l2", "alpha_kl", "alpha_budget"):
@@ -114,10 +125,10 @@ def solve(
     samples: Samples,
     costs: tuple[float, ...],
     budgets: Float[np.ndarray, " runs"],
-    present: Bool[np.ndarray, "runs samples"],
     start: SchedulerParams,
     settings: SolverSettings,
     key: Key[Array, ""],
+    devices: Devices | None = None,
 ) -> Fitted:
     """Fit g and h for many budgets and starting points at once.
 
@@ -125,30 +136,44 @@ def solve(
       samples: Predictions, measures and correctness.
       costs: Cost of each exit.
       budgets: Budget of each run.
-      present: The samples each run is fitted on.
       start: Starting parameters, each leaf with a leading axis of runs.
       settings: The optimisation.
       key: Draws the permutation of every epoch.
+      devices: That share the fits; `useful_devices` by default.
 
     Returns:
       Parameters and exit distribution of each run, the best it met, start included.
     """
     samples = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), samples)
-    return _solve(
-        samples,
-        jnp.asarray(costs, jnp.float32),
-        jnp.asarray(budgets, jnp.float32),
-        jnp.asarray(present),
-        jax.tree.map(jnp.asarray, start),
-        key,
-        settings=settings,
-    )
+    shared = (samples, jnp.asarray(costs, jnp.float32), key)
+    fits = (np.asarray(budgets, np.float32), start)
+    return _program(settings, devices or useful_devices())(shared, fits)
 
 
-@functools.partial(jax.jit, static_argnames="settings")
-def _solve(samples, costs, budgets, present, start, key, *, settings):
+@functools.cache
+def _program(settings: SolverSettings, devices: Devices):
+    def fit(shared, fits):
+        samples, costs, key = shared
+        chunk = chunk_size(_bytes_a_fit(samples, fits[1], settings), settings.memory_limit_gb)
+        return in_chunks(
+            lambda part: _solve(samples, costs, part[0], part[1], key, settings), fits, chunk
+        )
+
+    return over_devices(fit, devices)
+
+
+def _bytes_a_fit(samples, start, settings) -> float:
+    """Parameters with their moments, gradients and best; inputs and hidden units of a batch."""
+    numbers = sum(leaf.size / leaf.shape[0] for leaf in jax.tree.leaves(start))
+    exits, count, _ = samples.probs.shape
+    batch = min(settings.batch_size, count)
+    units = start.assignment.hidden.shape[-1]
+    return 4.0 * (8 * numbers + exits * batch * (start.scores.shape[-1] + 4 * units))
+
+
+def _solve(samples, costs, budgets, start, key, settings):
     adam = optax.adam(settings.lr)
-    judge_all = functools.partial(_judge_all, samples, costs, budgets, present, settings=settings)
+    judge_all = functools.partial(_judge_all, samples, costs, budgets, settings=settings)
     value, distribution = judge_all(start)
     state = _State(
         params=start,
@@ -166,7 +191,7 @@ def _solve(samples, costs, budgets, present, start, key, *, settings):
 
     def one_round(state):
         round_key = jax.random.fold_in(key, state.round_index)
-        data = (samples, costs, budgets, present)
+        data = (samples, costs, budgets)
         moved = _two_phases(state, data, round_key, adam, settings)
         value, distribution = judge_all(moved.params)
         better = (value > state.best.value) & (state.stale_rounds < patience_rounds)
@@ -210,14 +235,13 @@ def _epoch(step, num_samples, batch_size, carry, key):
 
 
 def _step(data, phase, adam, settings, carry, batch):
-    samples, costs, budgets, present = data
+    samples, costs, budgets = data
     chosen = jax.tree.map(lambda value: value[:, batch], samples)
-    counts = present[:, batch] & (batch >= 0)[None]
-    update = functools.partial(_update, phase, adam, settings, chosen, costs)
-    return jax.vmap(update)(budgets, counts, *carry), None
+    update = functools.partial(_update, phase, adam, settings, chosen, batch >= 0, costs)
+    return jax.vmap(update)(budgets, *carry), None
 
 
-def _update(phase, adam, settings, samples, costs, budget, present, params, moments):
+def _update(phase, adam, settings, samples, present, costs, budget, params, moments):
     """One Adam step on one half of the parameters, L2 added to its gradient."""
 
     def loss(part):
@@ -236,12 +260,8 @@ def _update(phase, adam, settings, samples, costs, budget, present, params, mome
     )
     if phase == "scores":
         gradient = gradient * _trainable(samples, settings)
-    # A batch none of whose samples counts (a fold's others) must not move anything.
-    updates, moved = adam.update(gradient, moments)
-    some = present.any()
-    part = jax.tree.map(lambda value, by: jnp.where(some, value + by, value), part, updates)
-    moments = jax.tree.map(lambda new, old: jnp.where(some, new, old), moved, moments)
-    return params._replace(**{phase: part}), moments
+    updates, moments = adam.update(gradient, moments)
+    return params._replace(**{phase: optax.apply_updates(part, updates)}), moments
 
 
 def _trainable(samples, settings):
@@ -258,20 +278,18 @@ def _apply(params, samples, settings):
     return scores, log_assignment
 
 
-def _judge_all(samples, costs, budgets, present, params, *, settings):
+def _judge_all(samples, costs, budgets, params, *, settings):
     judge = functools.partial(_judge, samples, costs, settings)
-    return jax.lax.map(lambda run: judge(*run), (budgets, present, params))
+    return jax.lax.map(lambda run: judge(*run), (budgets, params))
 
 
-def _judge(samples, costs, settings, budget, present, params):
+def _judge(samples, costs, settings, budget, params):
     """Accuracy at the thresholds of the mean assignment, if what is *realised* meets the budget."""
     scores, log_assignment = _apply(params, samples, settings)
-    count = present.sum()
-    assigned = jnp.where(present[None], jnp.exp(log_assignment), 0.0)
-    distribution = assigned.sum(1) / count
+    count = scores.shape[1]
+    distribution = jnp.exp(log_assignment).mean(1)
     quota = jnp.floor(distribution[:-1] * count * (1 + 1e-6)).astype(jnp.int32)
-    exits = first_exit(scores, thresholds_from_quota(scores, quota, present))
-    left = (exits[None] == jnp.arange(scores.shape[0])[:, None]) & present[None]
+    _, left = leave_by_quota(scores, quota, jnp.ones(count, bool))
     accuracy = jnp.where(left, samples.correct, 0.0).sum() / count
     cost = (left.sum(1) / count) @ costs
     return jnp.where(cost <= budget, accuracy, -cost), distribution

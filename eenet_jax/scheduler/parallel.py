@@ -19,6 +19,23 @@ def chunk_size(bytes_a_fit: float, memory_limit_gb: float) -> int:
     return max(1, int(memory_limit_gb * 1e9 / max(bytes_a_fit, 1.0)))
 
 
+def in_chunks(function: Callable[[PyTree], PyTree], fits: PyTree, size: int) -> PyTree:
+    """A function of many fits, of so many at once; inside a jitted one.
+
+    Args:
+      function: The leaves of its argument and of its result have a leading axis of fits.
+      fits: All of them.
+      size: How many at once; the last chunk is filled up by fits from the front.
+    """
+    count = len(jax.tree.leaves(fits)[0])
+    size = min(size, count)
+    chunks = -(-count // size)
+    places = np.arange(chunks * size) % count
+    parts = jax.tree.map(lambda leaf: leaf[places].reshape(chunks, size, *leaf.shape[1:]), fits)
+    found = jax.lax.map(function, parts)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+
 Devices = tuple[Any, ...]
 """JAX's devices."""
 
