@@ -12,10 +12,11 @@ from eenet_jax.artifacts import write_text
 from eenet_jax.errors import InputError
 from eenet_jax.report import figures, style
 from eenet_jax.report.comparison_table import comparison_table
-from eenet_jax.report.explanation import leavers_table, reliability, score_weights, who_leaves
+from eenet_jax.report.explanation import paper_weights, reliability, score_weights
 from eenet_jax.report.frontier_figure import accuracy_cost
 from eenet_jax.report.gallery import ImageSource, easiest_hardest, open_images
 from eenet_jax.report.header import header_table, subject
+from eenet_jax.report.leavers import leavers_table, who_leaves
 from eenet_jax.report.sources import Sources, read_sources
 from eenet_jax.report.tables import (
     Table,
@@ -31,6 +32,7 @@ FIGURES = (
     "exit_rates",
     "who_leaves",
     "score_weights",
+    "paper_weights",
     "reliability",
     "training_curves",
     "easiest_hardest",
@@ -39,6 +41,7 @@ FIGURES = (
 EXPLANATIONS = {
     "who_leaves": who_leaves,
     "score_weights": score_weights,
+    "paper_weights": paper_weights,
     "reliability": reliability,
 }
 

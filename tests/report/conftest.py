@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from eenet_jax.policies.eenet import EENet
+from eenet_jax.policies.eenet_paper import EENetPaper
 from eenet_jax.policies.max_prob import MaxProb
 from eenet_jax.report.report import write_report
 from eenet_jax.scheduler.features import feature_names
-from eenet_jax.types import CostTable, ExitPredictions
+from eenet_jax.types import MEASURES, CostTable, ExitPredictions
 
 POLICIES = ("eenet", "eenet_paper", "max_prob", "entropy", "patience", "vote")
 
@@ -145,6 +146,9 @@ def _save_policy(path: Path, threshold: float, world: World) -> None:
     if path.stem.startswith("eenet-"):
         _learned(budget, world).save(path)
         return
+    if path.stem.startswith("eenet_paper-"):
+        _paper(budget, thresholds, world).save(path)
+        return
     MaxProb(budget=budget, thresholds=thresholds, costs=tuple(world.costs)).save(path)
 
 
@@ -160,6 +164,16 @@ def _learned(budget: float, world: World) -> EENet:
         measure="", gain_share=0.8, now=weights, last=0.5 * weights,
         budget=budget, thresholds=thresholds, costs=tuple(world.costs),
     )  # fmt: skip
+
+
+def _paper(budget: float, thresholds: np.ndarray, world: World) -> EENetPaper:
+    """A score that is half the largest probability and, from the second exit on, a tenth of g_1."""
+    weights = np.zeros((world.exits, world.classes + len(MEASURES) + world.exits), np.float32)
+    weights[:, world.classes + MEASURES.index("max")] = 0.5
+    weights[1:, world.classes + len(MEASURES)] = 0.1
+    return EENetPaper(
+        weights=weights, budget=budget, thresholds=thresholds, costs=tuple(world.costs)
+    )
 
 
 def _row(policy, budget, split, given, exits, costs) -> dict:
