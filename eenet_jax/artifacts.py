@@ -1,11 +1,13 @@
 """Writing artifacts so that a reader never sees half of one: write aside, then rename."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,15 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
         raise InputError(f"no {what} at '{path}': check the path") from None
     except (OSError, ValueError) as error:
         raise InputError(f"'{path}' is not a readable {what} ({error}): make it again") from None
+
+
+def write_csv(path: str | Path, lines: Iterable[Sequence[Any]]) -> None:
+    """Write lines of cells as CSV in one step.
+
+    Args:
+      path: The file.
+      lines: The header first.
+    """
+    sink = io.StringIO()
+    csv.writer(sink, lineterminator="\n").writerows(lines)
+    write_text(path, sink.getvalue())

@@ -12,11 +12,8 @@ from synthetic_exits import dense, synthetic
 import eenet_jax
 from eenet_jax.comparison import correct_at, paired_interval
 from eenet_jax.errors import InputError
-from eenet_jax.frontier import (
-    fit_frontier,
-    read_frontier,
-    segmentation_scores,
-)
+from eenet_jax.frontier import fit_frontier, segmentation_scores
+from eenet_jax.frontier_file import read_frontier
 
 QUICK = {"folds": 2, "prices": 16}
 BUDGETS = ["1", "1.7", "2.50", "3.9", "4"]

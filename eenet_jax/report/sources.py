@@ -9,7 +9,7 @@ from typing import Any
 
 from eenet_jax.artifacts import read_json
 from eenet_jax.errors import InputError
-from eenet_jax.frontier import FrontierRow, read_frontier
+from eenet_jax.frontier_file import FrontierRow, read_frontier
 from eenet_jax.training.metrics import read_metrics
 from eenet_jax.types import CostTable, ExitPredictions
 

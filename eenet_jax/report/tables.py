@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eenet_jax.frontier import FrontierRow, segmentation_scores
+from eenet_jax.frontier import segmentation_scores
+from eenet_jax.frontier_file import FrontierRow
 from eenet_jax.report.sources import Sources, TrainingRun
 from eenet_jax.types import ExitPredictions
 

@@ -1,7 +1,5 @@
 """Answers that combine the exits passed: a weighted sum of their log-probabilities."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +9,8 @@ from eenet_jax.scheduler.features import PROBABILITY_FLOOR
 from eenet_jax.types import Array
 
 STEPS = 12
+NUMBERS_A_BLOCK = 2**24
+"""Probabilities looked at at once, so that memory does not follow the samples."""
 PENALTY = 10.0
 """Pull of a row of weights towards the exit's own answer, in samples' worth of information."""
 
@@ -50,17 +50,45 @@ def fit_combination(
     return weights
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _fit_row(probs, labels):
     start = jnp.zeros(probs.shape[0]).at[-1].set(1.0)
 
-    def loss(weights):
-        logits = combined_logits(weights, probs)
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
-        return -picked.sum() + 0.5 * PENALTY * ((weights - start) ** 2).sum()
-
     def step(weights, _):
-        move = jnp.linalg.solve(jax.hessian(loss)(weights), jax.grad(loss)(weights))
+        slope, curvature = _derivatives(weights, probs, labels)
+        slope = slope + PENALTY * (weights - start)
+        curvature = curvature + PENALTY * jnp.eye(weights.size)
+        move = jnp.linalg.solve(curvature, slope)
         return weights - jnp.clip(move, -0.5, 0.5), None
 
     return jax.lax.scan(step, start, length=STEPS)[0]
+
+
+def _derivatives(weights, probs, labels):
+    """Gradient and Hessian of the negative log-likelihood, summed up a block of samples at a time.
+
+    The gradient is the mean log-probability under the combined answer less the true class's,
+    the Hessian the covariance of the exits' log-probabilities under the combined answer.
+    """
+    seen, samples, classes = probs.shape
+    block = max(1, min(samples, NUMBERS_A_BLOCK // (seen * classes)))
+    padding = -samples % block
+    probs = jnp.pad(probs, ((0, 0), (0, padding), (0, 0)), constant_values=1.0)
+    labels = jnp.pad(labels, (0, padding))
+    counts = jnp.arange(samples + padding) < samples
+
+    def add(sums, first):
+        some = jax.lax.dynamic_slice_in_dim(probs, first, block, axis=1)
+        logs = jnp.log(jnp.maximum(some, PROBABILITY_FLOOR))
+        answer = jax.nn.softmax(combined_logits(weights, some)) * _slice(counts, first)[:, None]
+        true = jnp.take_along_axis(logs, _slice(labels, first)[None, :, None], axis=2)[..., 0]
+        mean = jnp.einsum("knc,nc->kn", logs, answer, precision="highest")
+        square = jnp.einsum("knc,jnc,nc->kj", logs, logs, answer, precision="highest")
+        slope = (mean - true * _slice(counts, first)[None]).sum(1)
+        return (sums[0] + slope, sums[1] + square - mean @ mean.T), None
+
+    def _slice(values, first):
+        return jax.lax.dynamic_slice_in_dim(values, first, block)
+
+    nothing = (jnp.zeros(seen), jnp.zeros((seen, seen)))
+    return jax.lax.scan(add, nothing, jnp.arange(0, samples, block))[0]

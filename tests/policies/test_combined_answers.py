@@ -86,6 +86,15 @@ def test_frontier_rows_and_certificates_are_of_combined_answers(tmp_path):
             exits = policy.decide(test.probs)
             right = policy.correctness(test)[exits, np.arange(400)]
             assert row.accuracy == pytest.approx(right.mean())
+    drops = [
+        row
+        for row in rows
+        if (row.policy, row.split) == ("eenet", "test") and "accuracy_drop" in row.extra
+    ]
+    assert len(drops) == 1
+    full = test.correctness()[-1].mean()
+    assert drops[0].extra["accuracy_drop"] == pytest.approx(full - drops[0].accuracy, abs=1e-6)
+    assert drops[0].extra["max_accuracy_drop"] == 0.3
 
 
 def test_labelled_pixels_and_unknown_words_are_refused():
