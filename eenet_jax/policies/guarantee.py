@@ -275,10 +275,11 @@ def _lost(problem: Problem, policy: Policy) -> Float[np.ndarray, " samples"]:
 
 
 def _own_budget(problem: Problem, policy: Policy) -> float:
-    """What the policy costs on all samples, rounded up to five digits."""
+    """What the policy costs on all samples, rounded up to five digits, the last cost at most."""
     predictions = problem.predictions
     cost = problem.outcome(policy.decide(predictions.probs, predictions.measures)).cost
     unit = 10.0 ** (math.floor(math.log10(cost)) - 4)
     steps = math.ceil(cost / unit - 1e-6)
     rounded = float(f"{steps * unit:.6g}")
-    return rounded if rounded >= cost else float(f"{(steps + 1) * unit:.6g}")
+    rounded = rounded if rounded >= cost else float(f"{(steps + 1) * unit:.6g}")
+    return min(rounded, problem.costs.costs[-1])

@@ -1,6 +1,7 @@
 """Budgets and losses of accuracy that hold on samples to come, shown on many draws."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from eenet_jax.policies.max_prob import MaxProb, fit_max_prob
 from eenet_jax.policies.problem import Problem, both_ends, policy_fields
 from eenet_jax.scheduler.simulation import settle
 from eenet_jax.scheduler.thresholds import ceil_quota
-from eenet_jax.types import CostTable
+from eenet_jax.types import CostTable, ExitPredictions
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 COSTS = (1.0, 2.5, 4.0)
 POPULATION = synthetic(samples=30_000, seed=99)
 DRAWS = 150
@@ -178,3 +180,31 @@ def test_too_few_samples_certify_nothing():
     problem = _problem(np.random.default_rng(6), 30)
     with pytest.raises(InputError, match="30 samples are too few"):
         eenet_jax.fit(problem.predictions, COSTS, [2.0], policy="max_prob", confidence=0.95)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["eenet", "max_prob", "vote", "patience"])
+def test_promises_on_real_predictions_are_broken_as_seldom_as_stated(policy):
+    # What the network of `eenet demo` says of 660 held-out handwritten digits.
+    stored = np.load(GOLDEN / "digits_predictions.npz")
+    population = ExitPredictions(probs=stored["probs"], labels=stored["labels"])
+    costs = tuple(stored["costs"].tolist())
+    right = population.correctness()
+    budget = 0.4 * costs[0] + 0.6 * costs[1]
+    random, dearer, worse = np.random.default_rng(5), [], []
+    for seed in range(DRAWS):
+        some = population.take(random.integers(0, population.num_samples, 300))
+        quick = QUICK if policy == "eenet" else {}
+        held = eenet_jax.fit(
+            some, costs, [budget], policy=policy, seed=seed, confidence=0.95, **quick
+        )[0]
+        exits = held.decide(population.probs)
+        dearer.append(np.asarray(costs)[exits].mean() > budget)
+        cheapest = eenet_jax.fit_cheapest(
+            some, costs, max_accuracy_drop=0.02, policy=policy, seed=seed, **quick
+        )
+        exits = cheapest.decide(population.probs)
+        lost = right[-1].mean() - right[exits, np.arange(exits.size)].mean()
+        worse.append(lost > 0.02)
+    assert np.mean(dearer) <= MOST_VIOLATIONS
+    assert np.mean(worse) <= MOST_VIOLATIONS
