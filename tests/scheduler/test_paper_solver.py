@@ -13,7 +13,7 @@ from eenet_jax.scheduler.paper_solver import Samples, SolverSettings, _epoch, so
 COSTS = (1.0, 2.0, 4.0)
 
 
-def _solve(epochs, lr, restarts=2, **changed):
+def _solve(epochs, lr, restarts=2, devices=None, **changed):
     predictions = synthetic(samples=120, exits=3, classes=4)
     samples = Samples(
         predictions.probs,
@@ -25,7 +25,7 @@ def _solve(epochs, lr, restarts=2, **changed):
         epochs=epochs, lr=lr, l2=0.0, batch_size=50, phase_epochs=5, **changed
     )
     budgets = np.full(restarts, 2.5)
-    return start, solve(samples, COSTS, budgets, start, settings, jax.random.key(0))
+    return start, solve(samples, COSTS, budgets, start, settings, jax.random.key(0), devices)
 
 
 def test_the_best_is_kept_by_value_start_included():

@@ -71,10 +71,14 @@ import json, sys
 sys.path[:0] = [{tests!r}]
 import jax, numpy as np
 from scheduler.test_solver import _solve
-solved = _solve(devices=tuple(jax.local_devices()))
+from scheduler.test_paper_solver import _solve as solve_paper
+devices = tuple(jax.local_devices())
+solved = _solve(samples=700, devices=devices)
+_, paper = solve_paper(epochs=20, lr=2e-2, restarts=3, devices=devices)
 print(json.dumps({{"devices": jax.device_count(),
     "distributions": np.asarray(solved.distributions).tolist(),
-    "right": np.asarray(solved.held_out_correct).tolist()}}))
+    "right": np.asarray(solved.held_out_correct).tolist(),
+    "paper": np.asarray(paper.distribution).tolist()}}))
 """
 
 
@@ -82,13 +86,12 @@ def test_eight_devices_give_what_one_gives():
     tests = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     found = []
     for count in (1, 8):
-        # Fake devices share the machine's threads, and would wait for one another inside
-        # operations that are divided among threads themselves.
+        # Fake devices share XLA's threads, which are as many as NPROC says, else as there are
+        # cores: with fewer than devices they would wait for one another.
         flags = f"--xla_force_host_platform_device_count={count}"
-        flags += " --xla_cpu_multi_thread_eigen=false"
         done = subprocess.run(
             [sys.executable, "-c", ON_DEVICES.format(tests=tests)],
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "16"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
@@ -97,6 +100,7 @@ def test_eight_devices_give_what_one_gives():
     assert (one["devices"], eight["devices"]) == (1, 8)
     np.testing.assert_allclose(eight["distributions"], one["distributions"], atol=1e-6)
     np.testing.assert_array_equal(eight["right"], one["right"])
+    np.testing.assert_allclose(eight["paper"], one["paper"], rtol=1e-4, atol=1e-5)
 
 
 def test_a_gain_keeps_its_order_where_all_are_nearly_sure():
