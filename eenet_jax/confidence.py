@@ -129,7 +129,7 @@ def measure_score(
       measures: Dense prediction: image means of the measures, row by row for the same exits;
         rows of later exits are not looked at.
     """
-    # All five by one program, whichever is asked for: the bits don't depend on who asks,
+    # All five by the same programs, whichever is asked for: the bits don't depend on who asks,
     # and inside a jitted executor the four that nobody uses are eliminated.
     if measures is None:
         here = measures_at(jnp.asarray(probs))

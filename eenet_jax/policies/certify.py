@@ -74,6 +74,10 @@ def true_cost_quantiles(
       sure_exit: The first exit that takes whoever is left.
       costs: Cost of each exit.
       levels: Of the quantiles, between 0 and 1.
+
+    Returns:
+      Quantiles of draws, a little further from the middle than asked for, so that the number
+      of draws does not make them too close to it.
     """
     shape = np.asarray(left, np.float64).copy()
     shape[sure_exit] += 1
@@ -83,7 +87,13 @@ def true_cost_quantiles(
     shape = shape[reached]
     drawn = np.random.default_rng(0).dirichlet(shape, DIRICHLET_DRAWS)
     spent = drawn @ np.asarray(costs, np.float64)[reached]
-    return [float(value) for value in np.quantile(spent, levels)]
+    return [float(np.quantile(spent, _outward(level))) for level in levels]
+
+
+def _outward(level: float) -> float:
+    """The level of a quantile of the draws that lies beyond the true one, but once in 40 times."""
+    slack = NORMAL_QUANTILE_95 * math.sqrt(level * (1 - level) / DIRICHLET_DRAWS)
+    return float(np.clip(level + math.copysign(slack, level - 0.5), 0.0, 1.0))
 
 
 def accuracy_interval(right: Float[np.ndarray, " samples"]) -> list[float]:

@@ -109,12 +109,7 @@ def best_of(baselines: list[list[Contender]]) -> list[Contender]:
     for rivals in zip(*baselines, strict=True):
         accuracies = {each.name: float(each.right.mean(dtype=np.float64)) for each in rivals}
         best = max(rivals, key=lambda each: accuracies[each.name])
-        info = {
-            "chosen": best.name,
-            "chosen_cross_fitted_accuracy": accuracies[best.name],
-            "cross_fitted_accuracy": accuracies,
-        }
-        found.append(dataclasses.replace(best, info=info))
+        found.append(dataclasses.replace(best, info={"chosen": best.name}))
     return found
 
 

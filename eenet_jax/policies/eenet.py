@@ -29,10 +29,11 @@ from eenet_jax.policies.choice import (
     fold_parts,
 )
 from eenet_jax.policies.max_prob import fit_max_prob
-from eenet_jax.policies.policy import Policy
-from eenet_jax.policies.problem import NUMBERS_A_CALL, Problem, measure_scores, policy_fields
+from eenet_jax.policies.policy import NUMBERS_A_CALL, Policy
+from eenet_jax.policies.problem import Problem, measure_scores, policy_fields
 from eenet_jax.scheduler.combination import fit_combination
 from eenet_jax.scheduler.features import exit_features, num_features
+from eenet_jax.scheduler.settings import check_number
 from eenet_jax.scheduler.simulation import lowered_to_budget, settle
 from eenet_jax.scheduler.solver import (
     Chances,
@@ -64,8 +65,7 @@ class EENetSettings(SolverSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.caution >= 0:
-            raise InputError(f"caution is {self.caution}: give 0 or more")
+        check_number(self, "caution", zero=True)
         if self.answers not in ANSWERS:
             raise InputError(f"answers is '{self.answers}': give one of {', '.join(ANSWERS)}")
 

@@ -21,11 +21,13 @@ from eenet_jax.policies.certify import (
     true_cost_quantiles,
 )
 from eenet_jax.policies.policy import Policy
-from eenet_jax.policies.problem import Problem, both_ends, policy_fields, problem_scores
+from eenet_jax.policies.problem import Problem, both_ends, policy_fields
+from eenet_jax.scheduler.settings import is_number
 from eenet_jax.scheduler.simulation import lowered_to_budget, settle
 from eenet_jax.scheduler.thresholds import ceil_quota
 
 FEWEST_SAMPLES = 40
+LARGEST_CONFIDENCE = 0.999
 LADDER = 40
 """Budgets among which the cheapest policy within an accuracy drop is looked for."""
 COARSE_LADDER = 8
@@ -58,16 +60,18 @@ def halves(problem: Problem, seed: int) -> tuple[Problem, Problem]:
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise InputError unless it lies between ½ and 1."""
-    if not 0.5 <= confidence < 1:
-        raise InputError(f"confidence is {confidence}: give one from 0.5 to below 1, e.g. 0.95")
+    """Raise InputError unless it lies between ½ and what can be told from draws."""
+    if not (is_number(confidence) and 0.5 <= confidence <= LARGEST_CONFIDENCE):
+        raise InputError(
+            f"confidence is {confidence!r}: give one from 0.5 to {LARGEST_CONFIDENCE}, e.g. 0.95"
+        )
 
 
 def check_drop(drop: float) -> None:
     """Raise InputError unless it lies above 0 and below 1."""
-    if not 0 < drop < 1:
+    if not (is_number(drop) and 0 < drop < 1):
         raise InputError(
-            f"max_accuracy_drop is {drop}: give a fraction above 0 and below 1, e.g. 0.005"
+            f"max_accuracy_drop is {drop!r}: give a fraction above 0 and below 1, e.g. 0.005"
         )
 
 
@@ -111,16 +115,16 @@ def _aim(certified_on: Problem, policy: Policy, confidence: float) -> float:
 
 def _certified_cost(
     problem: Problem,
-    halves: tuple[Problem, Problem],
+    parts: tuple[Problem, Problem],
     fit: Fit,
     policy: Policy,
     budget: float,
     confidence: float,
 ) -> Policy:
-    fitted_on, certified_on = halves
+    fitted_on, certified_on = parts
     if not _is_sure(policy):
         if _is_coarse(fitted_on, policy):
-            policy = _within_by_bets(halves, fit, budget, confidence)
+            policy = _within_by_bets(parts, fit, budget, confidence)
         else:
             policy = _within_by_quota(certified_on, policy, budget, confidence)
     return _completed(problem, certified_on, policy, budget, {"certified": "cost"}, confidence)
@@ -136,7 +140,7 @@ def _is_coarse(problem: Problem, policy: Policy) -> bool:
 
     Votes and counts of agreement do; so do probabilities that are 1 to the last bit.
     """
-    scores = problem_scores(policy, problem)[:-1]
+    scores = policy.scores(problem.predictions.probs, problem.predictions.measures)[:-1]
     tied = (scores == policy.thresholds[:-1, None]).mean(axis=1)
     return bool(tied.max() > LARGEST_TIE)
 
@@ -151,7 +155,7 @@ def _within_by_quota(
     """The policy's exit rates on new samples, moved to the first exit as far as it takes."""
     costs = certified_on.costs.costs
     rates, first = _rates(policy), np.eye(len(costs))[0]
-    scores = problem_scores(policy, certified_on)
+    scores = policy.scores(certified_on.predictions.probs, certified_on.predictions.measures)
     count = scores.shape[1]
     for step in range(SHRINKAGE):
         moved = (step / SHRINKAGE) ** 2
@@ -164,20 +168,23 @@ def _within_by_quota(
 
 
 def _within_by_bets(
-    halves: tuple[Problem, Problem], fit: Fit, budget: float, confidence: float
+    parts: tuple[Problem, Problem], fit: Fit, budget: float, confidence: float
 ) -> Policy:
     """The dearest of a few policies, tested from the cheapest on, whose cost is certified."""
-    fitted_on, certified_on = halves
+    fitted_on, certified_on = parts
     costs = np.asarray(certified_on.costs.costs)
     steps = np.linspace(costs[0], budget, COARSE_LADDER)
     policies = fit(dataclasses.replace(fitted_on, budgets=tuple(steps.tolist())))
     policies = sorted(policies, key=lambda each: each.info["validation_cost"])
     given = certified_on.predictions
     spent = np.stack([costs[each.decide(given.probs, given.measures)] for each in policies])
-    lowest = min(budget - costs[-1], -1e-12)
+    # In shares of the range of costs: bets are placed by how far margins of order 1 spread.
+    scale = costs[-1] - costs[0]
+    lowest = min((budget - costs[-1]) / scale, -1e-9)
     # What all leave at, whatever the samples, needs no bet.
     known = [_is_sure(each) and each.info["validation_cost"] <= budget for each in policies]
-    certified = bets_against(budget - spent, float(lowest), confidence) | np.asarray(known)
+    margin = (budget - spent) / scale
+    certified = bets_against(margin, float(lowest), confidence) | np.asarray(known)
     place = last_certified(certified)
     return policies[place] if place >= 0 else _all_leave_first(policies[0])
 
@@ -195,7 +202,7 @@ def _completed(
     Lowering a threshold makes a policy cheaper on any sample: what is certified stays so. The
     accuracy's interval is from the samples that neither score nor distribution was fitted on.
     """
-    scores = problem_scores(policy, problem)
+    scores = policy.scores(problem.predictions.probs, problem.predictions.measures)
     thresholds = lowered_to_budget(scores, policy.thresholds, problem.costs.costs, budget)
     fields = policy_fields(_as_answered(problem, policy), scores, thresholds, budget)
     policy = dataclasses.replace(policy, thresholds=thresholds)
@@ -248,8 +255,9 @@ def within_drop(problem: Problem, fit: Fit, drop: float, confidence: float, seed
     costs = problem.costs.costs
     policies = fit(dataclasses.replace(fitted_on, budgets=_ladder(costs)))
     full = dataclasses.replace(
-        policies[0], thresholds=both_ends(len(costs))[1], answer_weights=None
-    )
+        policies[0], thresholds=both_ends(len(costs))[1], answer_weights=None,
+        info={"chosen": "full network"},
+    )  # fmt: skip
     policies = sorted(policies, key=lambda each: -each.info["validation_cost"])
     lost = np.stack([_lost(certified_on, policy) for policy in policies])
     place = last_certified(bets_against(drop - lost, drop - 1.0, confidence))

@@ -25,6 +25,9 @@ LARGEST_ARRAY_IN_JSON = 4096
 
 _CLASSES: dict[str, type["Policy"]] = {}
 
+NUMBERS_A_CALL = 2**25
+"""Probabilities looked at in one call, so that memory does not follow the samples."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Policy(abc.ABC):
@@ -99,6 +102,17 @@ class Policy(abc.ABC):
                 f"probs has {probs.shape[0]} exits, the policy '{self.name}' has"
                 f" {self.num_exits}: use the network that it was fitted to"
             )
+        step = max(1, NUMBERS_A_CALL // (probs.shape[0] * probs.shape[2]))
+        parts = [
+            self._scores_at_once(
+                probs[:, first : first + step],
+                None if measures is None else measures[:, first : first + step],
+            )
+            for first in range(0, max(1, probs.shape[1]), step)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def _scores_at_once(self, probs, measures):
         rows = [
             self.score(k, probs[: k + 1], None if measures is None else measures[: k + 1])
             for k in range(self.num_exits)

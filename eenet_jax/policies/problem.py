@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from eenet_jax.confidence import measures_at
 from eenet_jax.errors import InputError
 from eenet_jax.policies.certify import accuracy_interval, true_cost_quantiles
-from eenet_jax.policies.policy import Policy
 from eenet_jax.scheduler.simulation import Outcome, first_exit, mean_cost, outcome, simulate_quotas
 from eenet_jax.scheduler.thresholds import exit_quota, geometric
 from eenet_jax.types import MEASURES, Array, CostTable, ExitPredictions
@@ -19,9 +18,6 @@ from eenet_jax.types import MEASURES, Array, CostTable, ExitPredictions
 COARSE_MEMBERS = 512
 FINE_MEMBERS = 64
 MEMBERS_A_CALL = 128
-
-NUMBERS_A_CALL = 2**25
-"""Probabilities of an exit looked at in one call, so that memory does not follow the samples."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,20 +193,6 @@ def _around(coarse: Family, logs: np.ndarray, budget: float) -> np.ndarray:
 def measure_scores(problem: Problem, name: str) -> Float[np.ndarray, "exits samples"]:
     """One measure at every exit, the bits being those that a policy gives at inference."""
     return np.ascontiguousarray(problem.measures[..., MEASURES.index(name)])
-
-
-def problem_scores(policy: Policy, problem: Problem) -> Float[np.ndarray, "exits samples"]:
-    """A policy's scores on the problem's samples, few enough at once for memory."""
-    probs, given = problem.predictions.probs, problem.predictions.measures
-    step = max(1, NUMBERS_A_CALL // (probs.shape[0] * probs.shape[2]))
-    parts = [
-        policy.scores(
-            probs[:, first : first + step],
-            None if given is None else given[:, first : first + step],
-        )
-        for first in range(0, probs.shape[1], step)
-    ]
-    return np.concatenate(parts, axis=1)
 
 
 def policy_fields(

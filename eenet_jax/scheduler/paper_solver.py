@@ -28,9 +28,11 @@ from eenet_jax.scheduler.parallel import (
     over_devices,
     useful_devices,
 )
+from eenet_jax.scheduler.settings import check_number, check_whole, check_words, several
 from eenet_jax.scheduler.thresholds import leave_by_quota
 from eenet_jax.types import MEASURES, Array
 
+SAMPLES_JUDGED_AT_ONCE = 8192
 EXIT_DISTRIBUTIONS = ("stick_breaking", "softmax")
 
 
@@ -74,20 +76,11 @@ class SolverSettings:
                 f"exit_distribution '{self.exit_distribution}' is unknown: give one of"
                 f" {', '.join(EXIT_DISTRIBUTIONS)}"
             )
-        for name in ("epochs", "phase_epochs", "batch_size", "patience_epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: give 1 or more")
-        for name in ("lr", "beta", "hidden_ratio", "memory_limit_gb"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}: give a number above 0")
-        for name in ("l2", "alpha_kl", "alpha_budget"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: give 0 or more")
-        unknown = sorted(set(self.measures) - set(MEASURES))
-        if unknown:
-            raise InputError(
-                f"measure '{unknown[0]}' is unknown: give some of {', '.join(MEASURES)}"
-            )
+        check_whole(self, 1, "epochs", "phase_epochs", "batch_size", "patience_epochs")
+        check_number(self, "lr", "beta", "hidden_ratio", "memory_limit_gb")
+        check_number(self, "l2", "alpha_kl", "alpha_budget", zero=True)
+        object.__setattr__(self, "measures", several(self.measures))
+        check_words("measures", self.measures, MEASURES)
 
 
 class Samples(NamedTuple):
@@ -278,6 +271,24 @@ def _apply(params, samples, settings):
     return scores, log_assignment
 
 
+def _apply_in_blocks(params, samples, settings):
+    """`_apply` to few samples at once, so that h's hidden units of all need no memory."""
+    count = samples.correct.shape[1]
+    block = min(count, SAMPLES_JUDGED_AT_ONCE)
+    blocks = -(-count // block)
+
+    def cut(values):
+        padding = [(0, 0), (0, blocks * block - count), *[(0, 0)] * (values.ndim - 2)]
+        parts = jnp.pad(values, padding).reshape(len(values), blocks, block, *values.shape[2:])
+        return jnp.moveaxis(parts, 1, 0)
+
+    def joined(parts):
+        return jnp.moveaxis(parts, 0, 1).reshape(parts.shape[1], -1)[:, :count]
+
+    found = jax.lax.map(lambda some: _apply(params, some, settings), jax.tree.map(cut, samples))
+    return jax.tree.map(joined, found)
+
+
 def _judge_all(samples, costs, budgets, params, *, settings):
     judge = functools.partial(_judge, samples, costs, settings)
     return jax.lax.map(lambda run: judge(*run), (budgets, params))
@@ -285,7 +296,7 @@ def _judge_all(samples, costs, budgets, params, *, settings):
 
 def _judge(samples, costs, settings, budget, params):
     """Accuracy at the thresholds of the mean assignment, if what is *realised* meets the budget."""
-    scores, log_assignment = _apply(params, samples, settings)
+    scores, log_assignment = _apply_in_blocks(params, samples, settings)
     count = scores.shape[1]
     distribution = jnp.exp(log_assignment).mean(1)
     quota = jnp.floor(distribution[:-1] * count * (1 + 1e-6)).astype(jnp.int32)

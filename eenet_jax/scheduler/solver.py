@@ -13,12 +13,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from eenet_jax.errors import InputError
 from eenet_jax.scheduler.distribution import cost_levels, fit_distributions, price_grid
 from eenet_jax.scheduler.logistic import LogisticWeights, fit_logistic
 from eenet_jax.scheduler.parallel import Devices, chunk_size, over_devices, useful_devices
+from eenet_jax.scheduler.settings import (
+    check_number,
+    check_whole,
+    check_words,
+    is_number,
+    several,
+)
 from eenet_jax.scheduler.thresholds import ceil_quota, leave_by_quota
 from eenet_jax.types import MEASURES, Array
 
@@ -52,25 +59,18 @@ class SolverSettings:
     memory_limit_gb: float = 1.0
 
     def __post_init__(self):
-        for name, least in (("folds", 2), ("prices", 3), ("sweeps", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}: give a whole number, {least} or more")
-        for name in ("ridge", "class_ridge", "memory_limit_gb"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise InputError(f"{name} is {value!r}: give a number above 0")
+        check_whole(self, 1, "sweeps")
+        check_whole(self, 2, "folds")
+        check_whole(self, 3, "prices")
+        check_number(self, "ridge", "class_ridge", "memory_limit_gb")
         for name in ("gain_shares", "score_measures"):
-            value = getattr(self, name)
-            # As typed on a command line: a list, or one alone.
-            alone = isinstance(value, str | int | float)
-            object.__setattr__(self, name, (value,) if alone else tuple(value))
+            object.__setattr__(self, name, several(getattr(self, name)))
         for share in self.gain_shares:
-            if not isinstance(share, int | float) or not 0 <= share <= 1:
+            if not (is_number(share) and 0 <= share <= 1):
                 raise InputError(f"gain_shares has {share!r}: give numbers from 0 to 1")
-        for name in self.score_measures:
-            if name not in MEASURES:
-                raise InputError(f"measure '{name}' is unknown: give some of {', '.join(MEASURES)}")
+        if len({f"{share:g}" for share in self.gain_shares}) < len(self.gain_shares):
+            raise InputError(f"gain_shares is {self.gain_shares}: give each share once")
+        check_words("score_measures", self.score_measures, MEASURES)
         if not (self.score_measures or self.gain_shares):
             raise InputError(
                 "score_measures and gain_shares are both empty: give at least one score"
@@ -142,7 +142,7 @@ def solve(
       num_classes: C.
       costs: Cost of each exit.
       budgets: Average costs per sample.
-      held_out: Which samples each fold leaves out; may have no folds.
+      held_out: Which samples each fold leaves out.
       settings: How to fit.
       devices: That share the fits; `useful_devices` by default.
     """
@@ -157,15 +157,16 @@ def solve(
     scores, folds = len(settings.score_measures) + len(settings.gain_shares), len(held_out)
     fits = np.stack(_pairs(scores, 1 + folds), axis=1)
     found = _program(settings, num_classes, devices or useful_devices())(shared, fits)
-    distributions, right = (
+    distributions, exits = (
         each.reshape(scores, 1 + folds, len(budgets), -1)
-        for each in (found.distributions, found.right)
+        for each in (found.distributions, found.held_out_exits)
     )
+    # A sample is in one fold; elsewhere its exit is 0.
+    exits = exits.sum(1, dtype=exits.dtype)
     return Solved(
         chances=jax.tree.map(lambda leaf: leaf[0], found.chances),
         distributions=distributions[:, 0],
-        # A sample is in one fold; elsewhere its column is 0.
-        held_out_correct=right.sum(1),
+        held_out_correct=np.asarray(samples.correct)[exits, np.arange(exits.shape[-1])],
     )
 
 
@@ -180,7 +181,7 @@ class _Shared(NamedTuple):
 class _Found(NamedTuple):
     chances: Chances
     distributions: Float[Array, "fits budgets exits"]
-    right: Float[Array, "fits budgets samples"]
+    held_out_exits: UInt8[Array, "fits budgets samples"]
 
 
 @functools.cache
@@ -193,9 +194,9 @@ def _program(settings: SolverSettings, num_classes: int, devices: Devices):
         chances = _fit_chances(shared.samples, sets, num_classes, settings)
         scores = _candidate_scores(shared.samples, chances, settings)
         found = _search(shared, scores, sets, pairs, settings)
-        right = _held_out_correct(shared.samples.correct, scores, out, found, pairs, settings)
+        exits = _held_out_exits(scores, out, found, pairs, settings)
         own = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], len(pairs), axis=0), chances)
-        return _Found(own, found, right)
+        return _Found(own, found, exits)
 
     return over_devices(fit, devices)
 
@@ -208,7 +209,8 @@ def _pairs(*lengths: int) -> list[Int[np.ndarray, " fits"]]:
 def _fit_chances(samples, sets, num_classes, settings):
     """Chances [sets, exits, …]: of each exit's answer, and of the last exit's from its features."""
     exits, count, width = samples.features.shape
-    chunk = chunk_size(4.0 * count * 4 * width, settings.memory_limit_gb)
+    # Two at least: a fit alone is compiled otherwise, to other last bits.
+    chunk = max(2, chunk_size(4.0 * count * 4 * width, settings.memory_limit_gb))
 
     def fit(places):
         some, k, target_exit = places
@@ -261,13 +263,13 @@ def _search(shared: _Shared, scores, sets, pairs, settings):
     return jax.lax.map(fit, jnp.asarray(pairs), batch_size=min(chunk, len(pairs)))
 
 
-def _held_out_correct(correct, scores, out, distributions, pairs, settings):
-    """[pairs, budgets, samples]: the fold's samples by what was fitted without them, others 0.
+def _held_out_exits(scores, out, distributions, pairs, settings):
+    """[pairs, budgets, samples]: where what was fitted without a fold sends its samples; else 0.
 
     Thresholds are set on the fold's own scores, which needs no label, so that its cost is
     within the budget, whatever the luck of the draw.
     """
-    exits, count = correct.shape
+    exits, count = scores.shape[2:]
     chunk = chunk_size(4.0 * FLOATS_A_SEARCH * exits * count, settings.memory_limit_gb)
 
     def judge(fit):
@@ -276,7 +278,7 @@ def _held_out_correct(correct, scores, out, distributions, pairs, settings):
 
         def at_budget(quota):
             _, left = leave_by_quota(score, quota, judged)
-            return jnp.where(left, correct, 0.0).sum(0)
+            return jnp.argmax(left, axis=0).astype(jnp.uint8)
 
         quotas = ceil_quota(distribution, judged.sum())
         return jax.lax.map(at_budget, quotas, batch_size=min(chunk, len(quotas)))

@@ -43,7 +43,7 @@ def exit_quota(
 def ceil_quota(
     distribution: Float[Array, "*batch exits"], num_samples: Int[Array, ""] | int
 ) -> Int[Array, "*batch quotas"]:
-    """⌈p_k·N⌉ for the early exits: rounding that never costs more than the distribution does."""
+    """⌈p_k·N⌉ for the early exits, less what float32 may add: rounding towards lower cost."""
     wanted = distribution[..., :-1] * num_samples
     return jnp.ceil(wanted - 1e-3).astype(jnp.int32)
 

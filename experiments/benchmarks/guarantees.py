@@ -123,8 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="+", help="NAME=FOLDER")
     parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--policies", default="eenet,max_prob")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--policies", default="eenet,max_prob,vote,patience")
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     started, rows, line = time.perf_counter(), [], {}

@@ -3,7 +3,9 @@
 Source: Ilhan et al., Adaptive Deep Neural Network Inference Optimization with EENet (2024), with
 what it needs to run at all: gradients are reset, no 0·log 0, exit distributions by stick-breaking.
 As there, one Adam with L2 in the gradient holds everything, batches have 512 samples, both losses
-are formed at every step and take turns of ten epochs in counting, and the best epoch is kept.
+are formed at every step and take turns of ten epochs in counting, and the best epoch is kept. All
+epochs are run; where the published stop, 100 epochs without improvement, would have ended the fit is
+returned with it.
 """
 
 import copy
@@ -13,7 +15,7 @@ import torch
 
 from eenet_jax.policies.problem import Problem
 
-BATCH, TURN = 512, 10
+BATCH, TURN, PATIENCE = 512, 10, 100
 LEARNING_RATE, L2 = 3e-5, 1e-2
 DIVERGENCE_WEIGHT, COST_WEIGHT, COST_TOLERANCE = 1e-3, 1e-2, 0.1
 FLOOR = 1e-12
@@ -63,8 +65,14 @@ def losses(scores, shares, right, costs, budget) -> tuple[torch.Tensor, torch.Te
     return score_loss, DIVERGENCE_WEIGHT * divergence + COST_WEIGHT * off, off
 
 
-def fit(problem: Problem, budget: float, epochs: int) -> dict | None:
-    """One fit: the parameters of the best epoch, None if no epoch came close to the budget."""
+def fit(problem: Problem, budget: float, epochs: int) -> tuple[dict | None, int]:
+    """One fit: the parameters of the best epoch, and after which epoch it might have stopped.
+
+    Args:
+      problem: Predictions and costs.
+      budget: Mean cost; where no epoch comes close to it there is no best one.
+      epochs: That are run.
+    """
     torch.manual_seed(0)
     exits, samples, classes = problem.predictions.probs.shape
     max_entropy_vote = np.ascontiguousarray(problem.measures[..., [0, 1, 3]])
@@ -73,7 +81,7 @@ def fit(problem: Problem, budget: float, epochs: int) -> dict | None:
     costs = torch.tensor(problem.costs.costs)
     scheduler = Scheduler(exits, classes)
     adam = torch.optim.Adam(scheduler.parameters(), lr=LEARNING_RATE, weight_decay=L2)
-    best, least = None, float("inf")
+    best, least, waited, stopped = None, float("inf"), 0, epochs
     for epoch in range(epochs):
         scores_turn = float((epoch // TURN) % 2 == 0)
         total, over = 0.0, 0.0
@@ -85,6 +93,11 @@ def fit(problem: Problem, budget: float, epochs: int) -> dict | None:
             loss.backward()
             adam.step()
             total, over = total + loss.detach(), over + off.detach()
-        if over * BATCH / samples < COST_TOLERANCE and total < least:
-            best, least = copy.deepcopy(scheduler.state_dict()), total
-    return best
+        if over * BATCH / samples >= COST_TOLERANCE:
+            continue
+        waited += 1
+        if total < least:
+            best, least, waited = copy.deepcopy(scheduler.state_dict()), total, 0
+        if waited == PATIENCE:
+            stopped = min(stopped, epoch + 1)
+    return best, stopped

@@ -105,13 +105,15 @@ def test_every_policy_takes_a_confidence_and_a_drop(name):
 
 
 @pytest.mark.parametrize("name", ["vote", "patience"])
-def test_coarse_scores_keep_their_accuracy_under_a_confidence(name):
-    problem = _problem(np.random.default_rng(7), 2000)
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
+def test_coarse_scores_keep_their_accuracy_under_a_confidence(name, unit):
+    costs = [each * unit for each in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    some = synthetic(samples=2000, exits=5)
     plain, sure = (
-        eenet_jax.fit(problem.predictions, COSTS, [3.0], policy=name, confidence=confidence)[0]
+        eenet_jax.fit(some, costs, [4 * unit], policy=name, confidence=confidence)[0]
         for confidence in (None, 0.95)
     )
-    assert sure.info["validation_cost"] <= 3.0
+    assert 2 * unit < sure.info["validation_cost"] <= 4 * unit
     assert sure.info["validation_accuracy"] >= plain.info["validation_accuracy"] - 0.05
 
 
@@ -124,6 +126,7 @@ def test_the_fallback_is_the_full_network_even_where_answers_are_combined():
     assert policy.answer_weights is None
     full = problem.correct[-1].mean()
     assert policy.info["validation_accuracy"] == pytest.approx(full)
+    assert policy.info["chosen"] == "full network"
 
 
 def test_where_nothing_can_be_certified_all_go_to_the_last_exit():

@@ -334,7 +334,8 @@ def test_every_baseline_is_a_contender():
 
 def test_settings_of_the_learned_policies_share_no_name_by_accident():
     ours, paper = (set(setting_names(name)) for name in ("eenet", "eenet_paper"))
-    assert ours & paper == set()
+    # What memory fits may take means the same to both.
+    assert ours & paper == {"memory_limit_gb"}
 
 
 MISTYPED = """
@@ -356,7 +357,7 @@ def test_mistyped_settings_are_named_and_lists_are_as_good_as_tuples():
         [sys.executable, "-c", MISTYPED], capture_output=True, text=True, check=True
     )
     lines = done.stdout.splitlines()
-    words = ["folds is 2.5", "folds is 'many'", "gain_shares has 'a'", "'luck' is unknown"]
+    words = ["folds is 2.5", "folds is 'many'", "gain_shares has 'a'", "score_measures has 'luck'"]
     for line, word in zip(lines, [*words, "(0.8,) ('max',)"], strict=True):
         assert word in line
 

@@ -7,6 +7,7 @@ from synthetic_exits import synthetic
 
 from eenet_jax.confidence import confidence_measures
 from eenet_jax.errors import InputError
+from eenet_jax.scheduler import paper_solver
 from eenet_jax.scheduler.network import random_params
 from eenet_jax.scheduler.paper_solver import Samples, SolverSettings, _epoch, solve
 
@@ -49,6 +50,16 @@ def test_a_memory_limit_changes_no_result():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_judging_a_block_of_samples_at_a_time_changes_no_result(monkeypatch):
+    _, whole = _solve(epochs=20, lr=2e-2)
+    monkeypatch.setattr(paper_solver, "SAMPLES_JUDGED_AT_ONCE", 50)
+    paper_solver._program.cache_clear()
+    _, cut = _solve(epochs=20, lr=2e-2)
+    paper_solver._program.cache_clear()
+    np.testing.assert_allclose(cut.distribution, whole.distribution, rtol=1e-5)
+    np.testing.assert_allclose(cut.value, whole.value, atol=1e-6)
+
+
 def test_an_epoch_visits_every_sample_once_and_each_epoch_in_its_own_order():
     def order(key):
         batches = []
@@ -75,6 +86,8 @@ def test_an_epoch_visits_every_sample_once_and_each_epoch_in_its_own_order():
         ("epochs", 0),
         ("l2", -1.0),
         ("beta", float("nan")),
+        ("lr", float("inf")),
+        ("measures", ("max", "luck")),
     ],
 )
 def test_bad_settings_are_named(setting, value):
