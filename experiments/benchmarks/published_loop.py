@@ -4,8 +4,8 @@ Source: Ilhan et al., Adaptive Deep Neural Network Inference Optimization with E
 what it needs to run at all: gradients are reset, no 0·log 0, exit distributions by stick-breaking.
 As there, one Adam with L2 in the gradient holds everything, batches have 512 samples, both losses
 are formed at every step and take turns of ten epochs in counting, and the best epoch is kept. All
-epochs are run; where the published stop, 100 epochs without improvement, would have ended the fit is
-returned with it.
+epochs are run; where the published stop, 100 epochs without improvement, would have ended the fit
+is returned with it.
 """
 
 import copy

@@ -200,8 +200,8 @@ def speed_table(figures: dict, sizes: list[str]) -> Table:
         header=("what", "s, compilation included", "s, once compiled", "peak GB (before)", "lead"),
         rows=tuple(rows),
         note=note
-        + " Peak: of the process while it fits; before: of the process with its predictions. Lead: over"
-        " `max_prob` at the same cost, on fresh samples of the generator, in points.",
+        + " Peak: of the process while it fits; before: of the process with its predictions."
+        " Lead: over `max_prob` at the same cost, on fresh samples of the generator, in points.",
     )
 
 
