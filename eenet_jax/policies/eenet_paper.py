@@ -93,14 +93,13 @@ def _policy(problem, weights, shares, budget):
 
 def _thresholds_within(problem, scores, shares, budget):
     exits = scores.shape[0]
-    everyone = problem.everyone
     logs = np.concatenate([[0.0], -np.geomspace(1e-4, 20.0, TILTS - 1)])
     tilted = np.log(np.maximum(shares, 1e-30).astype(np.float64)) + logs[:, None] * np.arange(exits)
     tilted = np.exp(tilted - tilted.max(1, keepdims=True))
     tilted /= tilted.sum(1, keepdims=True)
-    family = simulated_family(problem, scores, everyone, tilted)
+    family = simulated_family(problem, scores, tilted)
     if family.costs[0] <= budget:
         return family.thresholds[0]
-    ends = fixed_thresholds(problem, scores, everyone, both_ends(exits))
+    ends = fixed_thresholds(problem, scores, both_ends(exits))
     whole = joined([family, ends])
     return whole.thresholds[whole.within(budget)]

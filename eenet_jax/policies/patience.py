@@ -8,7 +8,7 @@ One integer for all exits gives at most K + 1 costs, so that much of a budget ma
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from eenet_jax.policies.measure import MeasurePolicy
 from eenet_jax.policies.problem import (
@@ -33,21 +33,20 @@ class Patience(MeasurePolicy):
 def patience_family(
     problem: Problem,
     scores: Float[Array, "exits samples"],
-    present: Bool[np.ndarray, " samples"],
 ) -> Family:
     """One integer from 2 to K as every exit's threshold, and both ends."""
     exits = scores.shape[0]
     same = np.repeat(np.arange(2, exits + 1, dtype=np.float32)[:, None], exits, axis=1)
     same[:, -1] = -np.inf
     members = np.concatenate([both_ends(exits), same])
-    return fixed_thresholds(problem, scores, present, members)
+    return fixed_thresholds(problem, scores, members)
 
 
 def patience_thresholds(
     problem: Problem, scores: Float[np.ndarray, "exits samples"]
 ) -> Float[np.ndarray, "budgets exits"]:
     """For each budget, the member of the family that fills it best."""
-    family = patience_family(problem, scores, problem.everyone)
+    family = patience_family(problem, scores)
     return family.thresholds[[family.within(budget) for budget in problem.budgets]]
 
 

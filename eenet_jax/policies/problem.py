@@ -104,17 +104,12 @@ def joined(families: Iterable[Family]) -> Family:
 def fixed_thresholds(
     problem: Problem,
     scores: Float[Array, "exits samples"],
-    present: Bool[np.ndarray, " samples"],
     thresholds: Float[np.ndarray, "members exits"],
 ) -> Family:
     """A family of given thresholds, simulated one by one (for a handful of members)."""
     thresholds = np.asarray(thresholds, np.float32)
     outcomes = [
-        outcome(
-            np.asarray(first_exit(scores, row))[present],
-            problem.correct[:, present],
-            problem.costs.costs,
-        )
+        outcome(np.asarray(first_exit(scores, row)), problem.correct, problem.costs.costs)
         for row in thresholds
     ]
     return Family(
@@ -135,19 +130,15 @@ def both_ends(exits: int) -> Float[np.ndarray, "2 {exits}"]:
 def simulated_family(
     problem: Problem,
     scores: Float[Array, "exits samples"],
-    present: Bool[np.ndarray, " samples"],
     distributions: Float[np.ndarray, "members exits"],
 ) -> Family:
     """The family that the threshold routine makes of many exit distributions."""
-    count = int(present.sum())
+    count = problem.predictions.num_samples
     quotas = exit_quota(distributions, count)
     # One shape for every call, whatever the number of members: one compilation.
     calls = -(-len(quotas) // MEMBERS_A_CALL)
     filled = np.resize(quotas, (calls * MEMBERS_A_CALL, quotas.shape[1]))
-    parts = [
-        simulate_quotas(scores, problem.correct, chunk, present)
-        for chunk in np.split(filled, calls)
-    ]
+    parts = [simulate_quotas(scores, problem.correct, chunk) for chunk in np.split(filled, calls)]
     thresholds, left, correct = (
         np.concatenate([np.asarray(part[item]) for part in parts])[: len(quotas)]
         for item in range(3)
@@ -162,7 +153,6 @@ def simulated_family(
 def geometric_family(
     problem: Problem,
     scores: Float[Array, "exits samples"],
-    present: Bool[np.ndarray, " samples"],
 ) -> Family:
     """p_k ∝ s^k, s from "all but none leave first" to "all but none stay", and both ends.
 
@@ -171,15 +161,14 @@ def geometric_family(
     Args:
       problem: Predictions, costs and budgets.
       scores: Exit scores.
-      present: The samples to set thresholds on.
     """
     exits = scores.shape[0]
-    reach = np.log(10.0 * present.sum())
+    reach = np.log(10.0 * problem.predictions.num_samples)
     logs = np.linspace(-reach, reach, COARSE_MEMBERS)
-    coarse = simulated_family(problem, scores, present, geometric(logs, exits))
+    coarse = simulated_family(problem, scores, geometric(logs, exits))
     fine_logs = np.concatenate([_around(coarse, logs, budget) for budget in problem.budgets])
-    fine = simulated_family(problem, scores, present, geometric(fine_logs, exits))
-    return joined([coarse, fine, fixed_thresholds(problem, scores, present, both_ends(exits))])
+    fine = simulated_family(problem, scores, geometric(fine_logs, exits))
+    return joined([coarse, fine, fixed_thresholds(problem, scores, both_ends(exits))])
 
 
 def _around(coarse: Family, logs: np.ndarray, budget: float) -> np.ndarray:
@@ -227,7 +216,7 @@ def geometric_thresholds(
     problem: Problem, scores: Float[np.ndarray, "exits samples"]
 ) -> Float[np.ndarray, "budgets exits"]:
     """For each budget, the thresholds of the geometric family that fill it best."""
-    family = geometric_family(problem, scores, problem.everyone)
+    family = geometric_family(problem, scores)
     return family.thresholds[[family.within(budget) for budget in problem.budgets]]
 
 

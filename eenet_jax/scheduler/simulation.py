@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from eenet_jax.scheduler.thresholds import leave_by_quota
 from eenet_jax.types import Array
@@ -75,7 +75,6 @@ def simulate_quotas(
     scores: Float[Array, "exits samples"],
     correct: Float[Array, "exits samples"],
     quotas: Int[Array, "members quotas"],
-    present: Bool[Array, " samples"],
 ) -> tuple[Float[Array, "members exits"], Int[Array, "members exits"], Float[Array, " members"]]:
     """Set thresholds from each of many quotas, and see who leaves where.
 
@@ -83,14 +82,13 @@ def simulate_quotas(
       scores: Exit scores.
       correct: How right each exit is on each sample.
       quotas: Members of a family: how many samples each exit but the last is asked to take.
-      present: The samples to set thresholds on and to count.
 
     Returns:
       Thresholds, number of samples leaving at each exit, and summed `correct`.
     """
 
     def simulate(quota):
-        thresholds, left = leave_by_quota(scores, quota, present)
+        thresholds, left = leave_by_quota(scores, quota, jnp.ones(scores.shape[1], bool))
         # As products, which are several times as fast as sums on a processor.
         counts = jnp.einsum("kn,n->k", left, jnp.ones(left.shape[1]), precision="highest")
         right = jnp.einsum("kn,kn->", left, correct, precision="highest")

@@ -93,23 +93,6 @@ def leave_by_quota(
     return jnp.append(thresholds, -jnp.inf), jnp.concatenate([leaving, last[None]])
 
 
-def thresholds_from_distribution(
-    scores: Float[Array, "exits samples"], distribution: Float[np.ndarray, " exits"]
-) -> Float[Array, " exits"]:
-    """Thresholds at which each exit takes its share of all samples.
-
-    Args:
-      scores: Exit scores.
-      distribution: Mean exit assignment p̄, summing to 1.
-
-    Returns:
-      One threshold an exit.
-    """
-    samples = scores.shape[1]
-    quota = exit_quota(distribution, samples)
-    return thresholds_from_quota(scores, quota, np.ones(samples, bool))
-
-
 def geometric(
     log_ratios: Float[np.ndarray, " members"], exits: int
 ) -> Float[np.ndarray, "members {exits}"]:

@@ -76,10 +76,7 @@ class Reading:
 def family_frontier(val: Problem, test: Problem, name: str) -> Frontier:
     """A baseline's members, thresholds set on validation, as they do on test."""
     scores = measure_scores(val, MEASURES[name])
-    if name == "patience":
-        family = patience_family(val, scores, val.everyone)
-    else:
-        family = geometric_family(val, scores, val.everyone)
+    family = (patience_family if name == "patience" else geometric_family)(val, scores)
     on_test = measure_scores(test, MEASURES[name])
     thresholds = np.unique(family.thresholds, axis=0)
     exits = [np.asarray(first_exit(on_test, row)) for row in thresholds]

@@ -116,7 +116,7 @@ def lead(size: str, problem: Problem, policies: list) -> float:
     fresh = problem_of(size, seed=1)
     costs = np.asarray(problem.costs.costs)
     scores = measure_scores(fresh, "max")
-    family = geometric_family(problem, measure_scores(problem, "max"), problem.everyone)
+    family = geometric_family(problem, measure_scores(problem, "max"))
     exits = [np.asarray(first_exit(scores, row)) for row in family.thresholds[::16]]
     known = sorted((costs[each].mean(), accuracy(fresh, each)) for each in exits)
     gaps = []

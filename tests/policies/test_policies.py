@@ -14,7 +14,9 @@ from synthetic_exits import dense, synthetic
 import eenet_jax
 from eenet_jax.errors import InputError
 from eenet_jax.policies.choice import MEASURE_OF_BASELINE
+from eenet_jax.policies.eenet import EENet
 from eenet_jax.policies.fit import BASELINES, POLICY_NAMES, setting_names
+from eenet_jax.scheduler.features import num_features
 from eenet_jax.types import ExitPredictions
 
 COSTS = (1.0, 2.5, 4.0)
@@ -428,3 +430,21 @@ def test_a_path_of_predictions_is_as_good_as_predictions(predictions, tmp_path, 
     policies = eenet_jax.fit(tmp_path / "val.npz", "1,2.5,4", BUDGETS, policy="entropy")
     for ours, theirs in zip(policies, fitted["entropy"], strict=True):
         np.testing.assert_array_equal(ours.thresholds, theirs.thresholds)
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+def test_a_score_inside_a_larger_program_has_the_bits_of_the_fit(classes):
+    # Five exits: the geometric mean divides by 3 and by 5, which a program might multiply by.
+    some = synthetic(samples=300, exits=5, classes=classes)
+    random = np.random.default_rng(0)
+    now, last = random.normal(size=(2, 5, num_features(5) + classes)).astype(np.float32)
+    thresholds = np.asarray([0.0] * 4 + [-np.inf], np.float32)
+    learned = EENet(
+        measure="", gain_share=0.8, now=now, last=last, budget=2.0, thresholds=thresholds,
+        costs=(1.0, 2.0, 3.0, 4.0, 5.0),
+    )  # fmt: skip
+    scores = learned.scores(some.probs)
+    for k in range(5):
+        inside = jax.jit(lambda probs, k=k: 1 * learned.score(k, probs))
+        np.testing.assert_array_equal(inside(some.probs[: k + 1]), scores[k])
+        np.testing.assert_array_equal(inside(some.probs[: k + 1, :7]), scores[k, :7])

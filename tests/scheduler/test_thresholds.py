@@ -18,7 +18,6 @@ from eenet_jax.scheduler.simulation import (
 from eenet_jax.scheduler.thresholds import (
     exit_quota,
     geometric,
-    thresholds_from_distribution,
     thresholds_from_quota,
 )
 
@@ -53,6 +52,18 @@ def test_routine_is_the_book_s_with_ties_everywhere(scores, quota):
     np.testing.assert_array_equal(ours, np.asarray(_by_the_book(scores, quota), np.float32))
 
 
+@settings(max_examples=40, deadline=None)
+@given(coarse_scores, quotas)
+def test_settling_one_quota_lets_the_same_leave(scores, quota):
+    thresholds, left = settle(scores, quota)
+    routine = np.asarray(thresholds_from_quota(scores, quota, everyone))
+    exits = np.asarray(first_exit(scores, routine))
+    np.testing.assert_array_equal(first_exit(scores, thresholds), exits)
+    np.testing.assert_array_equal(left, np.bincount(exits, minlength=EXITS))
+    kept = thresholds > -np.inf
+    np.testing.assert_array_equal(thresholds[kept], routine[kept])
+
+
 @settings(max_examples=20, deadline=None)
 @given(coarse_scores, quotas, st.integers(-3, 3))
 def test_thresholds_follow_a_uniform_shift(scores, quota, shift):
@@ -70,7 +81,7 @@ def test_everyone_leaves_somewhere_whatever_the_scores(scores, thresholds):
 
 def test_an_empty_exit_lets_nobody_leave_even_above_one():
     scores = np.full((2, SAMPLES), 7.0, np.float32)
-    thresholds = thresholds_from_distribution(scores, np.asarray([0.0, 1.0]))
+    thresholds = thresholds_from_quota(scores, np.asarray([0]), everyone)
     assert np.asarray(thresholds).tolist() == [math.inf, -math.inf]
     assert (np.asarray(first_exit(scores, thresholds)) == 1).all()
 
@@ -111,7 +122,7 @@ def test_many_quotas_at_once_are_each_one_by_itself():
     scores = random.normal(size=(EXITS, SAMPLES)).astype(np.float32)
     correct = random.integers(0, 2, (EXITS, SAMPLES)).astype(np.float32)
     many = random.integers(0, 9, (5, EXITS - 1)).astype(np.int32)
-    thresholds, left, right = simulate_quotas(scores, correct, many, everyone)
+    thresholds, left, right = simulate_quotas(scores, correct, many)
     for row, quota in enumerate(many):
         single = np.asarray(thresholds_from_quota(scores, quota, everyone))
         np.testing.assert_array_equal(thresholds[row], single)
