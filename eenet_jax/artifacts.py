@@ -68,11 +68,17 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_folder(path: str | Path) -> None:
-    """Raise InputError unless files can be made in the folder; for use before long work."""
+    """Raise InputError unless files can be made in the folder; for use before long work.
+
+    A folder that is not there yet isn't after this either.
+    """
     path = Path(path)
+    missing = [each for each in (path, *path.parents) if not each.exists()]
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
+        for each in missing:
+            each.rmdir()
 
 
 @contextlib.contextmanager

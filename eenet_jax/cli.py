@@ -373,7 +373,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print(
-            "eenet: interrupted; `eenet train` continues from its last checkpoint if typed again",
+            "eenet: interrupted; a training continues from its last checkpoint if typed again",
             file=sys.stderr,
         )
         sys.exit(128 + signal.SIGINT)

@@ -159,6 +159,10 @@ def _given(predictions_path: str | Path, test_path: str | Path | None, seed: int
 def _check_same_fit(path: Path, described: Mapping[str, Any]) -> None:
     """Raise InputError where the folder holds another fit: its policies would be lost."""
     if not path.exists():
+        if (path.parent / "policies").exists():
+            raise InputError(
+                f"'{path.parent}' holds policies of no fit, which would be lost: give another --out"
+            )
         return
     old = read_json(path, "description of a fit")
     new = json.loads(json.dumps(described))
@@ -202,10 +206,13 @@ def _settings_by_policy(names: tuple[str, ...], settings: Mapping[str, Any]) -> 
     known = {setting for name in names for setting in setting_names(name)}
     for setting in settings:
         if setting not in known:
-            raise InputError(
-                f"setting '{setting}' is unknown to {', '.join(names)}: they take"
-                f" {', '.join(sorted(known)) or 'none'}"
+            others = [name for name in POLICY_NAMES if setting in setting_names(name)]
+            remedy = (
+                f"add {others[0]} to the policies"
+                if others
+                else f"they take {', '.join(sorted(known)) or 'none'}"
             )
+            raise InputError(f"setting '{setting}' is unknown to {', '.join(names)}: {remedy}")
     return {
         name: settings_of(name, {k: v for k, v in settings.items() if k in setting_names(name)})
         for name in names

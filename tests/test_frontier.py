@@ -239,3 +239,27 @@ def test_a_fit_without_a_promise_does_not_replace_one_with_it(folder):
     fit_with(folder / "plain")
     with pytest.raises(InputError, match="holds another fit"):
         fit_with(folder / "plain", max_accuracy_drop=0.1)
+
+
+def test_policies_of_no_fit_are_not_overwritten_and_a_refused_fit_leaves_no_folder(
+    folder, tmp_path
+):
+    (tmp_path / "mine" / "policies").mkdir(parents=True)
+    (tmp_path / "mine" / "policies" / "other.json").write_text("{}")
+    with pytest.raises(InputError, match="policies of no fit"):
+        fit_frontier(folder / "val.npz", None, "1,2.5,4", ["2"], ["vote"], 0, tmp_path / "mine")
+    assert (tmp_path / "mine" / "policies" / "other.json").read_text() == "{}"
+    synthetic(samples=30).save(tmp_path / "few.npz")
+    with pytest.raises(InputError, match="too few"):
+        fit_frontier(
+            tmp_path / "few.npz", None, "1,2.5,4", ["2"], ["vote"], 0, tmp_path / "new" / "fit",
+            confidence=0.95,
+        )  # fmt: skip
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_setting_of_another_policy_says_whose_it_is(folder, tmp_path):
+    with pytest.raises(InputError, match="add eenet_paper to the policies"):
+        fit_frontier(
+            folder / "val.npz", None, "1,2.5,4", ["2"], ["eenet"], 0, tmp_path / "fit", restarts=2
+        )

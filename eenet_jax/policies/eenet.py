@@ -96,6 +96,7 @@ class EENet(Policy):
         measures: Float[Array, "exits samples 5"] | None = None,
     ) -> Float[Array, " samples"]:
         """The measure or the gain at exit k; see `Policy.score`."""
+        self.check_seen(k, probs)
         if self.measure:
             seen = None if measures is None else measures[: k + 1]
             return measure_score(self.measure, probs[: k + 1], seen)
@@ -121,6 +122,7 @@ class EENet(Policy):
 
     def _seen(self, k, probs, measures):
         """What the exit's features are, and its answers."""
+        self.check_seen(k, probs)
         exits, width = self.now.shape
         classes, wanted = probs.shape[-1], width - num_features(exits)
         if classes != wanted:

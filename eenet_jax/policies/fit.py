@@ -68,10 +68,10 @@ def fit(
     check_policy_name(policy)
     check_seed("seed", seed)
     chosen = settings_of(policy, settings)
-    if not isinstance(predictions, ExitPredictions):
-        predictions = ExitPredictions.load(predictions)
+    if isinstance(budgets, int | float):
+        raise InputError(f"budgets is {budgets}: give several, or [{budgets}]")
     problem = Problem(
-        predictions=predictions,
+        predictions=_loaded(predictions),
         costs=CostTable.parse(costs),
         budgets=tuple(parse_budget(budget) for budget in budgets),
     )
@@ -111,11 +111,21 @@ def fit_cheapest(
     check_policy_name(policy)
     check_seed("seed", seed)
     chosen = settings_of(policy, settings)
-    if not isinstance(predictions, ExitPredictions):
-        predictions = ExitPredictions.load(predictions)
     table = CostTable.parse(costs)
-    problem = Problem(predictions=predictions, costs=table, budgets=(table.costs[-1],))
+    problem = Problem(predictions=_loaded(predictions), costs=table, budgets=(table.costs[-1],))
     return fit_problem_cheapest(problem, policy, chosen, seed, max_accuracy_drop, confidence)
+
+
+def _loaded(predictions: Any) -> ExitPredictions:
+    """Predictions as they are, or from their file."""
+    if isinstance(predictions, ExitPredictions):
+        return predictions
+    if isinstance(predictions, str | Path):
+        return ExitPredictions.load(predictions)
+    raise InputError(
+        f"predictions is a {type(predictions).__name__}: give the path of an .npz file, or"
+        " ExitPredictions(probs=…, labels=…)"
+    )
 
 
 def fit_problem_cheapest(

@@ -200,7 +200,7 @@ def _completed(
     """The policy with what it comes to on all samples, its first threshold low enough for them.
 
     Lowering a threshold makes a policy cheaper on any sample: what is certified stays so. The
-    accuracy's interval is from the samples that neither score nor distribution was fitted on.
+    intervals are from the samples that neither score nor distribution was fitted on.
     """
     scores = policy.scores(problem.predictions.probs, problem.predictions.measures)
     thresholds = lowered_to_budget(scores, policy.thresholds, problem.costs.costs, budget)
@@ -209,6 +209,8 @@ def _completed(
     given = certified_on.predictions
     exits = policy.decide(given.probs, given.measures)
     right = policy.correctness(given)[exits, np.arange(exits.size)]
+    left = np.bincount(exits, minlength=policy.num_exits)
+    sure_exit = int(np.argmax(thresholds == -np.inf))
     kept = {name: policy.info[name] for name in ("chosen",) if name in policy.info}
     fields["info"] |= (
         kept
@@ -217,6 +219,9 @@ def _completed(
             "confidence": confidence,
             "certified_on": given.num_samples,
             "accuracy_interval_95": accuracy_interval(right),
+            "cost_interval_95": true_cost_quantiles(
+                left, sure_exit, problem.costs.costs, (0.025, 0.975)
+            ),
         }
     )
     return dataclasses.replace(policy, **fields)

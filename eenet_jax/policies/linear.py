@@ -32,6 +32,7 @@ class LinearPolicy(Policy):
         measures: Float[Array, "exits samples 5"] | None = None,
     ) -> Float[Array, " samples"]:
         """g at exit k; see `Policy.score`."""
+        self.check_seen(k, probs)
         seen = None if measures is None else measures[: k + 1]
         return linear_score(self.weights, k, probs[: k + 1], seen)
 

@@ -27,4 +27,5 @@ class MeasurePolicy(Policy):
         measures: Float[Array, "exits samples 5"] | None = None,
     ) -> Float[Array, " samples"]:
         """The measure at exit k; see `Policy.score`."""
+        self.check_seen(k, probs)
         return measure_score(self.measure, probs[: k + 1], measures)

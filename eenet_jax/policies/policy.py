@@ -97,6 +97,8 @@ class Policy(abc.ABC):
         Raises:
           InputError: the number of exits is not the policy's.
         """
+        if len(probs.shape) != 3:
+            raise InputError(f"probs has shape {probs.shape}: give [exits, samples, classes]")
         if probs.shape[0] != self.num_exits:
             raise InputError(
                 f"probs has {probs.shape[0]} exits, the policy '{self.name}' has"
@@ -111,6 +113,16 @@ class Policy(abc.ABC):
             for first in range(0, max(1, probs.shape[1]), step)
         ]
         return np.concatenate(parts, axis=1)
+
+    def check_seen(self, k: int, probs: Float[Array, "seen samples classes"]) -> None:
+        """Raise InputError unless k is an exit's, and the exits up to it are there."""
+        if not 0 <= k < self.num_exits:
+            raise InputError(f"k is {k}: give an exit from 0 to {self.num_exits - 1}")
+        if probs.shape[0] <= k:
+            raise InputError(
+                f"probs has {probs.shape[0]} exits: the score of exit {k} (0-based) asks for"
+                f" those up to it, {k + 1}"
+            )
 
     def _scores_at_once(self, probs, measures):
         rows = [

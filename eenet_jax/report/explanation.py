@@ -54,12 +54,15 @@ def score_weights(sources: Sources) -> tuple[Figure, str]:
     budget, policy = learned_eenet(sources)
     _, predictions = fitted_predictions(sources)
     names, tables = weight_tables(policy, predictions)
-    figure = new_figure(max(8.0, 0.42 * len(names) + 2), 1.9 + 0.75 * policy.num_exits)
-    panels = figure.subplots(2, 1, sharex=True)
     titles = ("log-odds that the exit is right", "log-odds that the full network is right")
-    for axes, table, title in zip(panels, tables, titles, strict=True):
+    # With a gain share of 0 the score does not look at the second.
+    shown = list(zip(tables, titles, strict=True))[: 2 if policy.gain_share else 1]
+    height = 1.9 + 0.38 * len(shown) * policy.num_exits
+    figure = new_figure(max(8.0, 0.42 * len(names) + 2), height)
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (table, title) in zip(panels, shown, strict=True):
         _draw_weights(axes, table, title)
-    _name_columns(panels[1], names)
+    _name_columns(panels[-1], names)
     figure.suptitle(
         f"What the score of eenet looks at, at a budget of {budget} {sources.unit}"
         f" (gain share {policy.gain_share:g})",
@@ -68,7 +71,8 @@ def score_weights(sources: Sources) -> tuple[Figure, str]:
     return figure, (
         "Weights times the deviation of what they weigh, so that their sizes compare; the last"
         " column is the deviation of the intercepts by answer. The score is the chance that the"
-        f" exit is right less {policy.gain_share:g} of the full network's."
+        " exit is right"
+        + (f" less {policy.gain_share:g} of the full network's." if policy.gain_share else ".")
     )
 
 

@@ -7,12 +7,14 @@ from typing import Any
 from eenet_jax.errors import InputError
 
 
-def check_whole(settings: Any, least: int, *names: str) -> None:
-    """Raise InputError unless these settings are whole numbers, so much or more."""
+def check_whole(settings: Any, least: int, *names: str, most: int | None = None) -> None:
+    """Raise InputError unless these settings are whole numbers in a range."""
+    limits = f"{least} or more" if most is None else f"from {least} to {most}"
     for name in names:
         value = getattr(settings, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"{name} is {value!r}: give a whole number, {least} or more")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < least or (most is not None and value > most):
+            raise InputError(f"{name} is {value!r}: give a whole number, {limits}")
 
 
 def check_number(settings: Any, *names: str, zero: bool = False) -> None:

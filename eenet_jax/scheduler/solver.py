@@ -29,6 +29,7 @@ from eenet_jax.scheduler.settings import (
 from eenet_jax.scheduler.thresholds import ceil_quota, leave_by_quota
 from eenet_jax.types import MEASURES, Array
 
+MOST_FOLDS = 100
 FLOATS_A_SEARCH = 24
 """Arrays of [exits, samples] that one search keeps, measured generously."""
 
@@ -60,7 +61,7 @@ class SolverSettings:
 
     def __post_init__(self):
         check_whole(self, 1, "sweeps")
-        check_whole(self, 2, "folds")
+        check_whole(self, 2, "folds", most=MOST_FOLDS)
         check_whole(self, 3, "prices")
         check_number(self, "ridge", "class_ridge", "memory_limit_gb")
         for name in ("gain_shares", "score_measures"):

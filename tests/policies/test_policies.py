@@ -448,3 +448,15 @@ def test_a_score_inside_a_larger_program_has_the_bits_of_the_fit(classes):
         inside = jax.jit(lambda probs, k=k: 1 * learned.score(k, probs))
         np.testing.assert_array_equal(inside(some.probs[: k + 1]), scores[k])
         np.testing.assert_array_equal(inside(some.probs[: k + 1, :7]), scores[k, :7])
+
+
+@pytest.mark.parametrize("name", ["max_prob", "eenet", "eenet_paper"])
+def test_exits_that_are_missing_or_unknown_are_named(fitted, predictions, name):
+    policy, probs = fitted[name][2], predictions.probs
+    for k, some, words in (
+        (1, probs[:1], "has 1 exits"),
+        (3, probs, "k is 3"),
+        (-1, probs, "k is"),
+    ):
+        with pytest.raises(InputError, match=words):
+            policy.score(k, some)
