@@ -23,6 +23,7 @@ ORDER = (
     ("scheduler",),
     ("policies",),
     ("comparison",),
+    ("frontier_file",),
     ("frontier",),
     ("execution",),
     ("report",),
