@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
@@ -122,6 +123,12 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
         raise InputError(f"no {what} at '{path}': check the path") from None
     except (OSError, ValueError) as error:
         raise InputError(f"'{path}' is not a readable {what} ({error}): make it again") from None
+
+
+def sha256_of(path: str | Path) -> str:
+    """A file's SHA-256 in hexadecimal digits."""
+    with Path(path).open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def write_csv(path: str | Path, lines: Iterable[Sequence[Any]]) -> None:

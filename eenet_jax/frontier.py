@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from eenet_jax.artifacts import check_folder, read_json, replacing_folder, write_csv, write_json
+from eenet_jax.artifacts import (
+    check_folder,
+    read_json,
+    replacing_folder,
+    sha256_of,
+    write_csv,
+    write_json,
+)
 from eenet_jax.comparison import COMPARISON_COLUMNS, compare_with_baselines
 from eenet_jax.config import check_seed, differences
 from eenet_jax.environment import environment
@@ -150,10 +157,12 @@ def _decisions(
 
 
 def _given(predictions_path: str | Path, test_path: str | Path | None, seed: int) -> dict[str, Any]:
-    paths = {"predictions": predictions_path, "test": test_path}
-    return {k: None if v is None else str(Path(v).resolve()) for k, v in paths.items()} | {
-        "seed": seed
-    }
+    """What a fit is made from: paths of predictions and their digests, and the seed."""
+    found: dict[str, Any] = {}
+    for name, path in (("predictions", predictions_path), ("test", test_path)):
+        found[name] = None if path is None else str(Path(path).resolve())
+        found[f"{name}_sha256"] = None if path is None else sha256_of(path)
+    return found | {"seed": seed}
 
 
 def _check_same_fit(path: Path, described: Mapping[str, Any]) -> None:
@@ -167,7 +176,13 @@ def _check_same_fit(path: Path, described: Mapping[str, Any]) -> None:
     old = read_json(path, "description of a fit")
     new = json.loads(json.dumps(described))
     same = isinstance(old, dict)
-    found = differences({name: old.get(name) for name in new}, new) if same else ["unreadable"]
+    # Digests are not in records of earlier versions.
+    kept = [name for name in new if not (same and name.endswith("_sha256") and name not in old)]
+    found = ["unreadable"]
+    if same:
+        found = differences(
+            {name: old.get(name) for name in kept}, {name: new[name] for name in kept}
+        )
     if found:
         raise InputError(
             f"'{path.parent}' holds another fit ({'; '.join(found)[:300]}): give another --out"

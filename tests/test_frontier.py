@@ -14,6 +14,7 @@ from eenet_jax.comparison import correct_at, paired_interval
 from eenet_jax.errors import InputError
 from eenet_jax.frontier import fit_frontier, segmentation_scores
 from eenet_jax.frontier_file import read_frontier
+from eenet_jax.report.sources import read_sources
 
 QUICK = {"folds": 2, "prices": 16}
 BUDGETS = ["1", "1.7", "2.50", "3.9", "4"]
@@ -263,3 +264,13 @@ def test_a_setting_of_another_policy_says_whose_it_is(folder, tmp_path):
         fit_frontier(
             folder / "val.npz", None, "1,2.5,4", ["2"], ["eenet"], 0, tmp_path / "fit", restarts=2
         )
+
+
+def test_predictions_that_changed_since_the_fit_are_another_fit_s(tmp_path):
+    synthetic(seed=0).save(tmp_path / "val.npz")
+    fit_frontier(tmp_path / "val.npz", None, "1,2.5,4", ["2"], ["vote"], 0, tmp_path / "fit")
+    synthetic(seed=1).save(tmp_path / "val.npz")
+    with pytest.raises(InputError, match=r"holds another fit .*predictions_sha256"):
+        fit_frontier(tmp_path / "val.npz", None, "1,2.5,4", ["2"], ["vote"], 0, tmp_path / "fit")
+    with pytest.raises(InputError, match="has changed since"):
+        read_sources([tmp_path / "fit"])

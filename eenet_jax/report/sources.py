@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eenet_jax.artifacts import read_json
+from eenet_jax.artifacts import read_json, sha256_of
 from eenet_jax.errors import InputError
 from eenet_jax.frontier_file import FrontierRow, read_frontier
 from eenet_jax.training.metrics import read_metrics
@@ -235,10 +235,19 @@ def _runs_behind(fits: Sequence[Fit]) -> tuple[TrainingRun, ...]:
 
 
 def prediction_paths(fit: Fit) -> dict[str, Path]:
-    """The prediction files that a fit says it was made from, by split name."""
+    """The prediction files that a fit says it was made from, by split name.
+
+    Raises:
+      InputError: one has other content than when it was fitted.
+    """
     keys = {"val": "predictions", "test": "test"}
     named = {split: fit.settings.get(key) for split, key in keys.items()}
-    return {split: Path(name) for split, name in named.items() if isinstance(name, str)}
+    paths = {split: Path(name) for split, name in named.items() if isinstance(name, str)}
+    for split, path in paths.items():
+        digest = fit.settings.get(f"{keys[split]}_sha256")
+        if digest and path.is_file() and sha256_of(path) != digest:
+            raise InputError(f"'{path}' has changed since '{fit.folder}' was fitted: fit again")
+    return paths
 
 
 def _read_predictions(paths: Mapping[str, Path]) -> dict[str, ExitPredictions]:

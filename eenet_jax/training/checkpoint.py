@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from eenet_jax.artifacts import write_json
+from eenet_jax.artifacts import sha256_of, write_json
 from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.training.state import TrainState
@@ -152,15 +152,10 @@ class Checkpoints:
 def file_digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a checkpoint's folder, by relative path."""
     return {
-        path.relative_to(folder).as_posix(): _file_digest(path)
+        path.relative_to(folder).as_posix(): sha256_of(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != FILE_DIGESTS
     }
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _check_files(folder: Path) -> None:
