@@ -207,8 +207,10 @@ def _checked_probs(probs: np.ndarray) -> np.ndarray:
     half = probs.dtype.itemsize == 2
     probs = probs.astype(np.float32)
     if not np.isfinite(probs).all():
+        places = np.argwhere(~np.isfinite(probs))
         raise InputError(
-            f"probs has {int((~np.isfinite(probs)).sum())} values that are NaN or infinite"
+            f"probs has {len(places)} values that are NaN or infinite, the first at"
+            f" {places[0].tolist()}: give softmax outputs"
         )
     if probs.min() < 0:
         raise InputError(
@@ -340,5 +342,7 @@ class CostTable:
             return cls(costs=tuple(float(part) for part in str(value).split(",")))
         except InputError:
             raise
-        except ValueError:
+        except ValueError as error:
+            if isinstance(value, str) and "," in value and not Path(value).exists():
+                raise InputError(f"costs '{value}': {error}: give numbers, e.g. 1,2,4") from None
             return cls.load(value)

@@ -104,6 +104,8 @@ class Policy(abc.ABC):
                 f"probs has {probs.shape[0]} exits, the policy '{self.name}' has"
                 f" {self.num_exits}: use the network that it was fitted to"
             )
+        if isinstance(probs, np.ndarray) and np.isnan(probs).any():
+            raise InputError(f"probs has {int(np.isnan(probs).sum())} NaN: give softmax outputs")
         step = max(1, NUMBERS_A_CALL // (probs.shape[0] * probs.shape[2]))
         parts = [
             self._scores_at_once(
