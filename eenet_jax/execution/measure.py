@@ -15,12 +15,13 @@ from eenet_jax.costs import measure_latency
 from eenet_jax.dense import all_image_means
 from eenet_jax.errors import InputError
 from eenet_jax.execution.compacted import Compacted
+from eenet_jax.execution.device_compacted import device_compacted
 from eenet_jax.execution.masked import masked
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree
 
-STRATEGIES = ("masked", "compacted")
+STRATEGIES = ("masked", "compacted", "device_compacted")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Measurement:
       policy: Its name.
       budget: As given when it was fitted.
       strategy: "full" (every exit for everybody), "last_exit" (the backbone and its last head
-        alone), "masked" or "compacted".
+        alone), or one of `STRATEGIES`.
       batch_size: Samples a batch.
       samples: Samples in one timed pass.
       samples_per_second: At the median pass.
@@ -135,6 +136,8 @@ class Bench:
         for name in strategies:
             if name == "masked":
                 calls[name] = masked(self.network, policy)
+            elif name == "device_compacted":
+                calls[name] = device_compacted(self.network, policy)
             elif name == "compacted":
                 calls[name] = Compacted(self.network, policy, self.batch_size)
                 for x in self._shapes():

@@ -49,6 +49,7 @@ STRATEGY_COLORS = {
     "last_exit": "#CC79A7",
     "masked": "#E69F00",
     "compacted": "#0072B2",
+    "device_compacted": "#009E73",
 }
 
 

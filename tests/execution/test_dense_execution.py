@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from eenet_jax.dense import all_image_means
 from eenet_jax.execution.compacted import Compacted
+from eenet_jax.execution.device_compacted import device_compacted
 from eenet_jax.execution.masked import masked
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.max_prob import MaxProb
@@ -69,10 +70,14 @@ POLICIES = (
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-@pytest.mark.parametrize("strategy", ["masked", "compacted"])
+@pytest.mark.parametrize("strategy", ["masked", "device_compacted", "compacted"])
 def test_images_leave_where_the_simulation_says(images, simulated, policy, strategy):
     logits, probs, measures = simulated
-    run = masked(NETWORK, policy) if strategy == "masked" else Compacted(NETWORK, policy, IMAGES)
+    run = {
+        "masked": lambda: masked(NETWORK, policy),
+        "device_compacted": lambda: device_compacted(NETWORK, policy),
+        "compacted": lambda: Compacted(NETWORK, policy, IMAGES),
+    }[strategy]()
     answers = run(NOTHING, images)
     wanted = policy.decide(probs, measures)
     assert len(np.unique(wanted)) > 1

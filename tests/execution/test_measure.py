@@ -16,7 +16,7 @@ from eenet_jax.data import datasets
 from eenet_jax.data.images import ImageSplit
 from eenet_jax.errors import InputError
 from eenet_jax.execution import adaptive
-from eenet_jax.execution.measure import Bench, Measurement, to_json
+from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement, to_json
 from eenet_jax.policies.max_prob import MaxProb
 
 EXITS, CLASSES = 3, 2
@@ -54,8 +54,8 @@ def test_no_sample_is_left_out(bench):
 
 
 def test_strategies_are_measured_beside_the_full_network(bench):
-    measured = bench.measure(_policy(), ("masked", "compacted"))
-    assert [row.strategy for row in measured] == ["full", "last_exit", "masked", "compacted"]
+    measured = bench.measure(_policy(), STRATEGIES)
+    assert [row.strategy for row in measured] == ["full", "last_exit", *STRATEGIES]
     for row in measured:
         assert row.samples_per_second == pytest.approx(8 / row.median_seconds)
         assert row.speedup == pytest.approx(measured[0].median_seconds / row.median_seconds)

@@ -13,6 +13,7 @@ from replay import exit_probs, replay_network
 from eenet_jax import networks
 from eenet_jax.errors import InputError
 from eenet_jax.execution.compacted import Compacted
+from eenet_jax.execution.device_compacted import bucket_sizes, device_compacted
 from eenet_jax.execution.masked import masked
 from eenet_jax.policies.eenet import EENet, num_features
 from eenet_jax.policies.entropy import Entropy
@@ -89,7 +90,15 @@ def _network():
 @functools.cache
 def _strategies(name: str, kind: str):
     policy = _policy(name, _thresholds(name, kind))
-    return policy, masked(_network(), policy), Compacted(_network(), policy, BATCH)
+    return policy, *_all_of(_network(), policy, BATCH)
+
+
+def _all_of(network, policy, batch_size):
+    return (
+        masked(network, policy),
+        device_compacted(network, policy),
+        Compacted(network, policy, batch_size),
+    )
 
 
 def check_agreement(policy: Policy, logits: np.ndarray, *strategies) -> None:
@@ -126,8 +135,8 @@ _rows = st.lists(st.integers(0, len(POOL) - 1), min_size=BATCH, max_size=BATCH)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(rows=st.one_of(_rows, st.integers(0, len(POOL) - 1).map(lambda row: [row] * BATCH)))
 def test_jitted_strategies_agree_from_the_same_logits(name, kind, rows):
-    policy, run_masked, compacted = _strategies(name, kind)
-    check_agreement(policy, POOL[rows], run_masked, compacted)
+    policy, *strategies = _strategies(name, kind)
+    check_agreement(policy, POOL[rows], *strategies)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,18 +163,16 @@ def test_strategies_agree_at_random_thresholds(data, seed):
         data.draw(st.sampled_from([np.inf, -np.inf, 0.5, 0.8, *row.tolist()])) for row in scores
     ]
     policy = _policy(name, thresholds)
-    run_masked, compacted = masked(_network(), policy), Compacted(_network(), policy, BATCH)
+    strategies = _all_of(_network(), policy, BATCH)
     for logits in batches:
-        check_agreement(policy, logits, run_masked, compacted)
+        check_agreement(policy, logits, *strategies)
 
 
 @pytest.mark.parametrize(("batch", "largest"), [(1, 1), (3, 13), (21, 8)])
 def test_batches_smaller_and_larger_than_announced(batch, largest):
     policy = _policy("max_prob", _thresholds("max_prob", "ties"))
     logits = POOL[np.arange(batch) * 2 % len(POOL)]
-    check_agreement(
-        policy, logits, masked(_network(), policy), Compacted(_network(), policy, largest)
-    )
+    check_agreement(policy, logits, *_all_of(_network(), policy, largest))
 
 
 def test_a_batch_size_below_one_is_an_input_error():
@@ -195,8 +202,17 @@ def test_through_a_network_only_near_ties_may_differ(cnn, name):
     assert len(np.unique(wanted)) == EXITS
     clear = (np.abs(scores[:-1] - thresholds[:-1, None]) > 1e-5).all(0)
     assert clear.sum() >= 22
-    for run in (masked(network, policy), Compacted(network, policy, 24)):
+    for run in _all_of(network, policy, 24):
         answers = run(variables, images)
         np.testing.assert_array_equal(np.asarray(answers.exit_index)[clear], wanted[clear])
         chosen = full[np.asarray(answers.exit_index), np.arange(24)]
         np.testing.assert_allclose(answers.logits, chosen, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 11, 64, 256, 1000])
+def test_sizes_on_the_device_rise_to_the_batch(batch):
+    sizes = bucket_sizes(batch)
+    assert sizes[-1] == batch
+    assert list(sizes) == sorted(set(sizes))
+    assert all(size % 8 == 0 for size in sizes[:-1])
+    assert len(sizes) <= 7

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from replay import replay_network
 
 from eenet_jax.execution.compacted import SMALLEST_BUCKET, Compacted, split_into_buckets
+from eenet_jax.execution.device_compacted import device_compacted
 from eenet_jax.execution.masked import masked
 from eenet_jax.policies.max_prob import MaxProb
 
@@ -93,6 +94,21 @@ def test_compacted_runs_later_stages_on_the_survivors_buckets_alone():
         ([2] * 32, [[32], [32], [32]]),
         # 20 samples come as 16 and 8.
         ([0] * 12 + [1] * 8, [[16, 8], [8, 8], []]),
+    ):
+        answers = run(NOTHING, _leaving_at(exits))
+        np.testing.assert_array_equal(answers.exit_index, exits)
+        assert counter.seen() == executed
+
+
+def test_compacted_on_the_device_runs_the_smallest_size_that_holds_the_survivors():
+    counter = Counter()
+    run = device_compacted(counter.network, _policy())
+    for exits, executed in (
+        ([0] * 32, [[32], [], []]),
+        ([1] * 10 + [0] * 22, [[32], [16], []]),
+        ([0] * 6 + [1] * 21 + [2] * 5, [[32], [32], [8]]),
+        ([0, 2, 1, 2] * 8, [[32], [24], [16]]),
+        ([2] * 32, [[32], [32], [32]]),
     ):
         answers = run(NOTHING, _leaving_at(exits))
         np.testing.assert_array_equal(answers.exit_index, exits)
