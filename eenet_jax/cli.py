@@ -187,7 +187,7 @@ class Run:
     """Which policy."""
     budgets: str | None = None
     """As typed for `eenet fit`, separated by commas; all that were fitted by default."""
-    strategies: str = "masked,compacted"
+    strategies: str = "masked,compacted,device_compacted"
     """Separated by commas."""
     batch_size: int = 256
     """Samples in a batch."""

@@ -19,7 +19,7 @@ from eenet_jax.policies.policy import Policy, load_policy
 from eenet_jax.predictions import load_network, open_run_split
 from eenet_jax.types import PyTree
 
-WIDTH = 110
+WIDTH = 120
 
 
 def find_policies(fit: Path, name: str, budgets: Sequence[str] | None) -> list[Policy]:
