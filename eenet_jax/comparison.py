@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from eenet_jax.policies.certify import NORMAL_QUANTILE_95
 from eenet_jax.policies.fit import BASELINES
@@ -49,13 +49,6 @@ def paired_interval(
     return PairedDifference(mean=float(difference.mean()), half_width=float(half_width))
 
 
-def correct_at(
-    policy: Policy, predictions: ExitPredictions, exits: Int[np.ndarray, " samples"]
-) -> Float[np.ndarray, " samples"]:
-    """How right the policy's answer is for each sample at its exit."""
-    return policy.correctness(predictions)[exits, np.arange(len(exits))]
-
-
 def compare_with_baselines(
     exits: Mapping[tuple[str, int, str], np.ndarray],
     test: ExitPredictions,
@@ -79,7 +72,7 @@ def compare_with_baselines(
         accuracy = {name: fitted[name][place].info["validation_accuracy"] for name in baselines}
         best = max(baselines, key=accuracy.__getitem__)
         ours, theirs = (
-            correct_at(fitted[name][place], test, exits[name, place, "test"])
+            fitted[name][place].correct_at(test, exits[name, place, "test"])
             for name in ("eenet", best)
         )
         gap = paired_interval(ours, theirs)

@@ -176,13 +176,7 @@ def _check_same_fit(path: Path, described: Mapping[str, Any]) -> None:
     old = read_json(path, "description of a fit")
     new = json.loads(json.dumps(described))
     same = isinstance(old, dict)
-    # Digests are not in records of earlier versions.
-    kept = [name for name in new if not (same and name.endswith("_sha256") and name not in old)]
-    found = ["unreadable"]
-    if same:
-        found = differences(
-            {name: old.get(name) for name in kept}, {name: new[name] for name in kept}
-        )
+    found = differences({name: old.get(name) for name in new}, new) if same else ["unreadable"]
     if found:
         raise InputError(
             f"'{path.parent}' holds another fit ({'; '.join(found)[:300]}): give another --out"

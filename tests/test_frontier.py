@@ -10,7 +10,7 @@ import pytest
 from synthetic_exits import dense, synthetic
 
 import eenet_jax
-from eenet_jax.comparison import correct_at, paired_interval
+from eenet_jax.comparison import paired_interval
 from eenet_jax.errors import InputError
 from eenet_jax.frontier import fit_frontier, segmentation_scores
 from eenet_jax.frontier_file import read_frontier
@@ -65,7 +65,7 @@ def test_each_row_is_what_its_saved_policy_does(folder, rows):
         path = folder / "out" / "policies" / f"{row.policy}-{row.budget_text}.json"
         policy = eenet_jax.load_policy(path)
         exits = policy.decide(splits[row.split].probs)
-        right = correct_at(policy, splits[row.split], exits)
+        right = policy.correct_at(splits[row.split], exits)
         assert row.accuracy == pytest.approx(right.mean())
         assert row.cost == pytest.approx(np.asarray([1, 2.5, 4])[exits].mean())
         assert row.extra["n"] == 200

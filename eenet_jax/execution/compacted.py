@@ -64,7 +64,7 @@ class Compacted:
         self._sizes = {batch_size, *self._buckets}
         self._steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
         self._start = jax.jit(lambda x: start(network, x))
-        self._gather = jax.jit(_gather)
+        self._gather = jax.jit(Reached.take)
 
     def __call__(self, variables: PyTree, x: PyTree) -> Answers:
         """Answers for a batch [batch, …], in its order, on the host."""
@@ -124,10 +124,3 @@ def _padded(rows: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     """`rows` filled up with copies of its first entry: padding computes, and is never read."""
     rows = np.asarray(rows, np.int32)
     return np.concatenate([rows, np.full(size - len(rows), rows[0], np.int32)])
-
-
-def _gather(reached: Reached, rows: jax.Array) -> Reached:
-    carry = jax.tree.map(lambda leaf: leaf[rows], reached.carry)
-    # What is kept of the exits has them as its first axis.
-    passed = (reached.probs, reached.measures, reached.classes)
-    return Reached(carry, *jax.tree.map(lambda leaf: leaf[:, rows], passed))

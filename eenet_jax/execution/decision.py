@@ -48,6 +48,25 @@ class Reached:
     measures: Float[Array, "passed batch 5"] | None = None
     classes: Int[Array, "passed batch pixels"] | None = None
 
+    def parts(self) -> tuple[PyTree, ...]:
+        """The fields, for transformations that put shapes in the place of arrays."""
+        return self.carry, self.probs, self.measures, self.classes
+
+    def each(self, function: Callable[[Array, int], Array]) -> "Reached":
+        """Every array by a function of itself and of its axis of samples.
+
+        What is kept of the exits has them as its first axis.
+        """
+        carry, *passed = self.parts()
+        return Reached(
+            jax.tree.map(lambda leaf: function(leaf, 0), carry),
+            *jax.tree.map(lambda leaf: function(leaf, 1), passed),
+        )
+
+    def take(self, rows: Int[Array, " taken"]) -> "Reached":
+        """These rows of the batch."""
+        return self.each(lambda leaf, axis: jnp.take(leaf, rows, axis=axis, mode="clip"))
+
 
 def start(network: MultiExitNetwork, x: PyTree) -> Reached:
     """Before the first stage."""

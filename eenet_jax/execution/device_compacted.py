@@ -43,78 +43,60 @@ def device_compacted(
     def run(variables: PyTree, x: PyTree) -> Answers:
         reached, logits, left = advance(network, policy, 0, variables, start(network, x))
         batch = logits.shape[0]
-        answers = Answers(logits, jnp.zeros(batch, jnp.int32))
         # Where in the batch each of the samples at the front belongs, and who goes on.
-        places, stay = jnp.arange(batch), ~left
+        places, stay, exits = jnp.arange(batch), ~left, jnp.zeros(batch, jnp.int32)
+        state = (reached.parts(), places, stay, logits, exits)
         for k in range(1, network.num_exits):
-            exit_at = _Exit(network, policy, k, variables, batch)
-            reached, places, stay, answers = exit_at(reached, places, stay, answers)
-        return answers
+            state = _exit(network, policy, k, variables, state)
+        return Answers(*state[-2:])
 
     return jax.jit(run)
 
 
-class _Exit:
-    """One exit, for as many as the smallest size that holds the survivors."""
+def _exit(network, policy, k: int, variables, state):
+    """Exit k for the survivors, as many as the smallest size holds; nothing where there are none.
 
-    def __init__(self, network, policy: Policy, k: int, variables: PyTree, batch: int):
-        self._network, self._policy, self._k = network, policy, k
-        self._variables, self._batch = variables, batch
+    Args:
+      network: The network.
+      policy: Whose decision is made.
+      k: 0-based.
+      variables: Of the network.
+      state: Parts of `Reached`, places, who goes on, and the answers' logits and exits.
+    """
+    batch = state[1].size
 
-    def __call__(self, reached: Reached, places, stay, answers: Answers):
-        sizes = bucket_sizes(self._batch)
-        count = stay.sum()
-        # Branch 0 is for nobody.
-        which = jnp.where(count == 0, 0, 1 + jnp.searchsorted(jnp.asarray(sizes), count))
-        branches = [self._skip, *(self._branch(size) for size in sizes)]
-        parts = (reached.carry, reached.probs, reached.measures, reached.classes)
-        state = (parts, places, stay, answers.logits, answers.exit_index)
-        (parts, places, stay, logits, exits) = jax.lax.switch(which, branches, state)
-        return Reached(*parts), places, stay, Answers(logits, exits)
+    def branch(size: int):
+        return lambda state: _advance(network, policy, k, variables, state, size)
 
-    def _skip(self, state):
-        shapes = jax.eval_shape(self._branch(self._batch), state)[0]
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return (empty, *state[1:])
+    def skip(state):
+        shapes = jax.eval_shape(branch(batch), state)[0]
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return (nothing, *state[1:])
 
-    def _branch(self, size: int):
-        def run(state):
-            parts, places, stay, logits, exits = state
-            rows = jnp.nonzero(stay, size=size, fill_value=0)[0]
-            valid = jnp.arange(size) < stay.sum()
-            after, said, leaves = advance(
-                self._network, self._policy, self._k, self._variables, _taken(parts, rows)
-            )
-            own = places[rows]
-            # Whoever stays, and what only fills the size up, is written nowhere.
-            target = jnp.where(valid & leaves, own, self._batch)
-            logits = logits.at[target].set(said, mode="drop")
-            exits = exits.at[target].set(self._k, mode="drop")
-            carried = self._filled_up(after, size)
-            fill = (0, self._batch - size)
-            return carried, jnp.pad(own, fill), jnp.pad(valid & ~leaves, fill), logits, exits
-
-        return run
-
-    def _filled_up(self, reached: Reached, size: int):
-        """All branches give as many; the last exit hands nothing on."""
-        fill = self._batch - size
-
-        def padded(leaf, axis):
-            return jnp.pad(leaf, [(0, fill if i == axis else 0) for i in range(leaf.ndim)])
-
-        if self._k == self._network.num_exits - 1:
-            nothing = jnp.zeros((0, self._batch), jnp.float32)
-            return (), nothing[..., None], None, None
-        carry = jax.tree.map(lambda leaf: padded(leaf, 0), reached.carry)
-        passed = (reached.probs, reached.measures, reached.classes)
-        return (carry, *jax.tree.map(lambda leaf: padded(leaf, 1), passed))
+    sizes = bucket_sizes(batch)
+    count = state[2].sum()
+    which = jnp.where(count == 0, 0, 1 + jnp.searchsorted(jnp.asarray(sizes), count))
+    return jax.lax.switch(which, [skip, *map(branch, sizes)], state)
 
 
-def _taken(parts, rows) -> Reached:
-    carry, *passed = parts
-    # What is kept of the exits has them as its first axis.
-    return Reached(
-        jax.tree.map(lambda leaf: leaf[rows], carry),
-        *jax.tree.map(lambda leaf: leaf[:, rows], passed),
+def _advance(network, policy, k: int, variables, state, size: int):
+    """Exit k on the survivors at the front of `size` rows; all sizes give arrays of one shape."""
+    parts, places, stay, logits, exits = state
+    batch = places.size
+    rows = jnp.nonzero(stay, size=size, fill_value=0)[0]
+    valid = jnp.arange(size) < stay.sum()
+    after, said, leaves = advance(network, policy, k, variables, Reached(*parts).take(rows))
+    own = places[rows]
+    # Whoever stays, and what only fills the size up, is written nowhere.
+    target = jnp.where(valid & leaves, own, batch)
+
+    def filled_up(leaf, axis):
+        return jnp.pad(leaf, [(0, batch - size if i == axis else 0) for i in range(leaf.ndim)])
+
+    return (
+        after.each(filled_up).parts(),
+        filled_up(own, 0),
+        filled_up(valid & ~leaves, 0),
+        logits.at[target].set(said, mode="drop"),
+        exits.at[target].set(k, mode="drop"),
     )

@@ -43,13 +43,8 @@ def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers
         exit_index = jnp.where(left, answers.exit_index, k)
         return after, Answers(kept, exit_index), left | leaves
 
-    def parts(reached: Reached):
-        # Without the class, whose fields must be arrays and no shapes.
-        after = go(reached)[0]
-        return after.carry, after.probs, after.measures, after.classes
-
     def skip(reached: Reached):
-        shapes = jax.eval_shape(parts, reached)
+        shapes = jax.eval_shape(lambda reached: go(reached)[0].parts(), reached)
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return Reached(*empty), answers, left
 

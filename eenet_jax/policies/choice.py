@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from eenet_jax.policies.patience import patience_thresholds
+from eenet_jax.policies.patience import patience_family
 from eenet_jax.policies.problem import Problem, geometric_thresholds, measure_scores
 from eenet_jax.policies.static import static_thresholds
 from eenet_jax.scheduler.simulation import first_exit
@@ -32,7 +32,6 @@ class Contender:
       name: A baseline's, a measure's whose exit distribution is searched, or a gain's.
       budget: The budget.
       right: `correct` of each sample at the exit it is sent to, by what has not seen it.
-      measure: A baseline's score.
       thresholds: A baseline's thresholds.
       place: Of the budget, among the solver's, whose exit distribution is taken.
       info: What is said of the choice in the policy's file.
@@ -41,7 +40,6 @@ class Contender:
     name: str
     budget: float
     right: Float[np.ndarray, " samples"]
-    measure: str = ""
     thresholds: Float[np.ndarray, " exits"] | None = None
     place: int = -1
     info: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -67,14 +65,8 @@ def baseline_contenders(
     found = []
     for name, measure in MEASURE_OF_BASELINE.items():
         scores = measure_scores(problem, measure)
-        found.append(
-            [
-                _contender(problem, held_out, name, budget, scores, thresholds)
-                for budget, thresholds in zip(
-                    problem.budgets, _baseline_thresholds(problem, name, scores), strict=True
-                )
-            ]
-        )
+        members = zip(problem.budgets, _baseline_thresholds(problem, name, scores), strict=True)
+        found.append([_contender(problem, held_out, name, scores, *each) for each in members])
     return found
 
 
@@ -84,11 +76,11 @@ def _baseline_thresholds(problem: Problem, name: str, scores):
         everyone = problem.everyone
         return [static_thresholds(problem, everyone, budget) for budget in problem.budgets]
     if name == "patience":
-        return patience_thresholds(problem, scores)
+        return patience_family(problem, scores).filling(problem.budgets)
     return geometric_thresholds(problem, scores)
 
 
-def _contender(problem: Problem, held_out, name: str, budget: float, scores, thresholds):
+def _contender(problem: Problem, held_out, name: str, scores, budget: float, thresholds):
     exits = np.asarray(first_exit(scores, thresholds))
     if name == "static":
         for out in held_out:
@@ -98,7 +90,6 @@ def _contender(problem: Problem, held_out, name: str, budget: float, scores, thr
         name=name,
         budget=budget,
         right=problem.correct[exits, np.arange(exits.size)],
-        measure=MEASURE_OF_BASELINE[name],
         thresholds=thresholds,
     )
 

@@ -22,6 +22,7 @@ from eenet_jax.confidence import measure_score, measures_at, sum_in_fixed_order
 from eenet_jax.errors import InputError
 from eenet_jax.policies.certify import accuracy_interval
 from eenet_jax.policies.choice import (
+    MEASURE_OF_BASELINE,
     Contender,
     baseline_contenders,
     best_of,
@@ -29,7 +30,7 @@ from eenet_jax.policies.choice import (
     fold_parts,
 )
 from eenet_jax.policies.max_prob import fit_max_prob
-from eenet_jax.policies.policy import NUMBERS_A_CALL, Policy
+from eenet_jax.policies.policy import Policy, sample_blocks
 from eenet_jax.policies.problem import Problem, measure_scores, policy_fields
 from eenet_jax.scheduler.combination import fit_combination
 from eenet_jax.scheduler.features import exit_features, num_features
@@ -118,11 +119,11 @@ class EENet(Policy):
         """
         if self.measure:
             return self.score(k, probs, measures)
+        self.check_seen(k, probs)
         return jax.nn.sigmoid(_log_odds(self.now[k], *self._seen(k, probs, measures)))
 
     def _seen(self, k, probs, measures):
         """What the exit's features are, and its answers."""
-        self.check_seen(k, probs)
         exits, width = self.now.shape
         classes, wanted = probs.shape[-1], width - num_features(exits)
         if classes != wanted:
@@ -159,15 +160,12 @@ def _gain(now, last, share, features, answers):
 def solver_samples(problem: Problem) -> Samples:
     """Features, answers, measures and correctness of the problem's samples."""
     probs, measures = problem.predictions.probs, problem.measures
-    exits, count, classes = probs.shape
-    step = max(1, NUMBERS_A_CALL // (classes * exits))
+    exits = len(probs)
 
     def seen_at(k: int) -> tuple[np.ndarray, np.ndarray]:
         parts = [
-            exit_features(
-                probs[: k + 1, first : first + step], measures[k, first : first + step], exits
-            )
-            for first in range(0, count, step)
+            exit_features(probs[: k + 1, block], measures[k, block], exits)
+            for block in sample_blocks(probs)
         ]
         features, answers = (np.concatenate(part) for part in zip(*parts, strict=True))
         return features, answers.astype(np.int32)
@@ -222,15 +220,15 @@ def _fit(problem: Problem, baselines, held_out, settings: EENetSettings) -> list
     samples = solver_samples(problem)
     classes = problem.predictions.num_classes
     solved = solve(samples, classes, problem.costs.costs, budgets, held_out, settings)
+    names = _score_names(settings)
     chosen = choose(
         problem,
         np.asarray(solved.held_out_correct),
         (np.asarray(budgets) - low) / (high - low),
         baselines,
-        _score_names(settings),
+        names,
         settings.caution,
     )
-    names = _score_names(settings)
     scored = functools.cache(
         lambda which: _scored(problem, samples, settings, solved.chances, which)
     )
@@ -298,8 +296,9 @@ def _measure_fields(problem: Problem, measure: str) -> dict[str, Any]:
 
 def _from_baseline(problem: Problem, contender: Contender) -> EENet:
     assert contender.thresholds is not None
-    scores = problem.measures[..., MEASURES.index(contender.measure)]
+    measure = MEASURE_OF_BASELINE[contender.name]
+    scores = measure_scores(problem, measure)
     fields = policy_fields(problem, scores, contender.thresholds, contender.budget)
     fields["info"] = contender.info | fields["info"]
     fields["info"]["accuracy_interval_95"] = accuracy_interval(contender.right)
-    return EENet(**_measure_fields(problem, contender.measure), **fields)
+    return EENet(**_measure_fields(problem, measure), **fields)

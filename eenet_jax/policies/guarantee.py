@@ -208,7 +208,7 @@ def _completed(
     policy = dataclasses.replace(policy, thresholds=thresholds)
     given = certified_on.predictions
     exits = policy.decide(given.probs, given.measures)
-    right = policy.correctness(given)[exits, np.arange(exits.size)]
+    right = policy.correct_at(given, exits)
     left = np.bincount(exits, minlength=policy.num_exits)
     sure_exit = int(np.argmax(thresholds == -np.inf))
     kept = {name: policy.info[name] for name in ("chosen",) if name in policy.info}
@@ -283,8 +283,7 @@ def _lost(problem: Problem, policy: Policy) -> Float[np.ndarray, " samples"]:
     """How much less right each sample is than at the last exit."""
     predictions = problem.predictions
     exits = policy.decide(predictions.probs, predictions.measures)
-    right = policy.correctness(predictions)
-    return problem.correct[-1] - right[exits, np.arange(exits.size)]
+    return problem.correct[-1] - policy.correct_at(predictions, exits)
 
 
 def _own_budget(problem: Problem, policy: Policy) -> float:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from eenet_jax.confidence import measures_at
 from eenet_jax.errors import InputError
-from eenet_jax.policies.policy import NUMBERS_A_CALL, Policy
+from eenet_jax.policies.policy import Policy, sample_blocks
 from eenet_jax.policies.problem import Problem
 from eenet_jax.scheduler.network import exit_scores
 from eenet_jax.types import MEASURES, Array
@@ -76,16 +76,11 @@ def linear_scores(
 ) -> Float[np.ndarray, "exits samples"]:
     """g at every exit on the problem's samples, by the very programs of `linear_score`."""
     probs = problem.predictions.probs
-    exits, samples, classes = probs.shape
-    step = max(1, NUMBERS_A_CALL // (exits * classes))
-    parts = [slice(first, first + step) for first in range(0, samples, step)]
-    rows = [
-        np.concatenate(
-            [
-                _last_score(weights[: k + 1], probs[: k + 1, part], problem.measures[: k + 1, part])
-                for part in parts
-            ]
-        )
-        for k in range(exits)
+    parts = [
+        [
+            _last_score(weights[: k + 1], probs[: k + 1, block], problem.measures[: k + 1, block])
+            for block in sample_blocks(probs)
+        ]
+        for k in range(len(probs))
     ]
-    return np.stack(rows)
+    return np.stack([np.concatenate(row) for row in parts])

@@ -42,14 +42,6 @@ def patience_family(
     return fixed_thresholds(problem, scores, members)
 
 
-def patience_thresholds(
-    problem: Problem, scores: Float[np.ndarray, "exits samples"]
-) -> Float[np.ndarray, "budgets exits"]:
-    """For each budget, the member of the family that fills it best."""
-    family = patience_family(problem, scores)
-    return family.thresholds[[family.within(budget) for budget in problem.budgets]]
-
-
 def fit_patience(problem: Problem) -> list[Patience]:
     """The integer whose realised validation cost is the largest not above each budget.
 
@@ -60,7 +52,7 @@ def fit_patience(problem: Problem) -> list[Patience]:
       One policy a budget.
     """
     scores = measure_scores(problem, "patience")
-    chosen = patience_thresholds(problem, scores)
+    chosen = patience_family(problem, scores).filling(problem.budgets)
     return [
         Patience(**policy_fields(problem, scores, thresholds, budget))
         for thresholds, budget in zip(chosen, problem.budgets, strict=True)

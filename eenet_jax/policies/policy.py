@@ -29,6 +29,13 @@ NUMBERS_A_CALL = 2**25
 """Probabilities looked at in one call, so that memory does not follow the samples."""
 
 
+def sample_blocks(probs: Float[Array, "exits samples classes"]) -> list[slice]:
+    """Slices of the samples, each few enough for one call; one where there are no samples."""
+    exits, samples, classes = probs.shape
+    step = max(1, NUMBERS_A_CALL // (exits * classes))
+    return [slice(first, first + step) for first in range(0, max(1, samples), step)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Policy(abc.ABC):
     """Who leaves where: a sample leaves at the first exit whose score reaches its threshold.
@@ -106,13 +113,9 @@ class Policy(abc.ABC):
             )
         if isinstance(probs, np.ndarray) and np.isnan(probs).any():
             raise InputError(f"probs has {int(np.isnan(probs).sum())} NaN: give softmax outputs")
-        step = max(1, NUMBERS_A_CALL // (probs.shape[0] * probs.shape[2]))
         parts = [
-            self._scores_at_once(
-                probs[:, first : first + step],
-                None if measures is None else measures[:, first : first + step],
-            )
-            for first in range(0, max(1, probs.shape[1]), step)
+            self._scores_at_once(probs[:, block], None if measures is None else measures[:, block])
+            for block in sample_blocks(probs)
         ]
         return np.concatenate(parts, axis=1)
 
@@ -174,6 +177,17 @@ class Policy(abc.ABC):
             for k in range(self.num_exits)
         ]
         return (np.stack(answers) == predictions.labels[None]).astype(np.float32)
+
+    def correct_at(
+        self, predictions: ExitPredictions, exits: Int[np.ndarray, " samples"]
+    ) -> Float[np.ndarray, " samples"]:
+        """How right this policy's answer is for each sample at its exit.
+
+        Args:
+          predictions: Of the network that it was fitted to.
+          exits: 0-based exit of each sample.
+        """
+        return self.correctness(predictions)[exits, np.arange(len(exits))]
 
     def save(self, path: str | Path) -> None:
         """Write the policy as JSON; arrays too large for it go into a safetensors file beside it.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,10 @@ class Family:
     thresholds: Float[np.ndarray, "members exits"]
     costs: Float[np.ndarray, " members"]
     accuracies: Float[np.ndarray, " members"]
+
+    def filling(self, budgets: Sequence[float]) -> Float[np.ndarray, "budgets exits"]:
+        """Thresholds of the member `within` each budget."""
+        return self.thresholds[[self.within(budget) for budget in budgets]]
 
     def within(self, budget: float) -> int:
         """The member of the largest realised cost within the budget; of equals, the most accurate.
@@ -216,8 +220,7 @@ def geometric_thresholds(
     problem: Problem, scores: Float[np.ndarray, "exits samples"]
 ) -> Float[np.ndarray, "budgets exits"]:
     """For each budget, the thresholds of the geometric family that fill it best."""
-    family = geometric_family(problem, scores)
-    return family.thresholds[[family.within(budget) for budget in problem.budgets]]
+    return geometric_family(problem, scores).filling(problem.budgets)
 
 
 def geometric_solutions(problem: Problem, name: str) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from eenet_jax.policies.problem import Problem
 from eenet_jax.report.saved import (
     fitted_predictions,
     middle_budget,
-    middle_policies,
     saved_policy,
 )
 from eenet_jax.report.sources import Sources
@@ -100,7 +99,7 @@ def paper_weights(sources: Sources) -> tuple[Figure, str]:
     Raises:
       InputError: it was not saved, or an artifact is missing.
     """
-    policy = middle_policies(sources).get("eenet_paper")
+    policy = saved_policy(sources.fits[0], "eenet_paper", middle_budget(sources))
     if not isinstance(policy, EENetPaper):
         raise InputError("no saved policy 'eenet_paper': fit it to see what its score looks at")
     _, predictions = fitted_predictions(sources)
@@ -204,7 +203,7 @@ def stated_chances(
         )
     except InputError:
         pass
-    paper = middle_policies(sources).get("eenet_paper")
+    paper = saved_policy(sources.fits[0], "eenet_paper", middle_budget(sources))
     if paper is not None:
         found["eenet_paper"] = np.clip(paper.scores(probs, given), 0.0, 1.0)
     return found

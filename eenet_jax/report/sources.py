@@ -235,19 +235,18 @@ def _runs_behind(fits: Sequence[Fit]) -> tuple[TrainingRun, ...]:
 
 
 def prediction_paths(fit: Fit) -> dict[str, Path]:
-    """The prediction files that a fit says it was made from, by split name.
-
-    Raises:
-      InputError: one has other content than when it was fitted.
-    """
+    """The prediction files that a fit says it was made from, by split name."""
     keys = {"val": "predictions", "test": "test"}
     named = {split: fit.settings.get(key) for split, key in keys.items()}
-    paths = {split: Path(name) for split, name in named.items() if isinstance(name, str)}
-    for split, path in paths.items():
-        digest = fit.settings.get(f"{keys[split]}_sha256")
-        if digest and path.is_file() and sha256_of(path) != digest:
-            raise InputError(f"'{path}' has changed since '{fit.folder}' was fitted: fit again")
-    return paths
+    return {split: Path(name) for split, name in named.items() if isinstance(name, str)}
+
+
+def _check_unchanged(settings: Mapping[str, Any], folder: Path) -> None:
+    """Raise InputError where predictions have other content than when the fit was made."""
+    for name in ("predictions", "test"):
+        path, digest = settings.get(name), settings.get(f"{name}_sha256")
+        if path and digest and Path(path).is_file() and sha256_of(path) != digest:
+            raise InputError(f"'{path}' has changed since '{folder}' was fitted: fit again")
 
 
 def _read_predictions(paths: Mapping[str, Path]) -> dict[str, ExitPredictions]:
@@ -257,6 +256,7 @@ def _read_predictions(paths: Mapping[str, Path]) -> dict[str, ExitPredictions]:
 def _read_fit(path: Path) -> Fit:
     rows = _read_rows(path / "frontier.csv")
     settings = _optional_json(path / "fit.json", "record of the fit", {})
+    _check_unchanged(settings, path)
     asked = settings.get("budgets", [row.budget_text for row in rows])
     return Fit(
         folder=path,

@@ -223,7 +223,7 @@ def _fit_chances(samples, sets, num_classes, settings):
     some, k, which = _pairs(len(sets), exits, 2)
     targets = np.where(which == 0, k, exits - 1)
     places = tuple(jnp.asarray(each) for each in (some, k, targets))
-    found = jax.lax.map(lambda place: fit(place), places, batch_size=min(chunk, len(some)))
+    found = jax.lax.map(fit, places, batch_size=min(chunk, len(some)))
     shaped = jax.tree.map(lambda leaf: leaf.reshape(len(sets), exits, 2, -1), found)
     now, last = (jax.tree.map(lambda leaf, at=at: leaf[:, :, at], shaped) for at in (0, 1))
     return Chances(now, last)

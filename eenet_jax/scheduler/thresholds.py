@@ -48,16 +48,6 @@ def ceil_quota(
     return jnp.ceil(wanted - 1e-3).astype(jnp.int32)
 
 
-@jax.jit
-def thresholds_from_quota(
-    scores: Float[Array, "exits samples"],
-    quota: Int[Array, " quotas"],
-    present: Bool[Array, " samples"],
-) -> Float[Array, " exits"]:
-    """The thresholds of `leave_by_quota`."""
-    return leave_by_quota(scores, quota, present)[0]
-
-
 def leave_by_quota(
     scores: Float[Array, "exits samples"],
     quota: Int[Array, " quotas"],

@@ -21,6 +21,7 @@ import numpy as np
 import eenet_jax
 from eenet_jax.comparison import paired_interval
 from eenet_jax.environment import environment
+from eenet_jax.policies.choice import MEASURE_OF_BASELINE
 from eenet_jax.policies.oracle import oracle_exits
 from eenet_jax.policies.patience import patience_family
 from eenet_jax.policies.problem import Problem, geometric_family, measure_scores
@@ -30,7 +31,7 @@ from eenet_jax.scheduler.simulation import first_exit
 from eenet_jax.types import CostTable, ExitPredictions
 
 BUDGETS = 10
-MEASURES = {"max_prob": "max", "entropy": "entropy", "vote": "vote", "patience": "patience"}
+MEASURES = {name: each for name, each in MEASURE_OF_BASELINE.items() if name != "static"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

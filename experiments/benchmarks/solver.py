@@ -76,11 +76,11 @@ def problem_of(size: str, seed: int = 0) -> Problem:
 def time_eenet(size: str) -> dict:
     """Seconds of the whole fit, compilation included, and the process's peak memory."""
     problem = problem_of(size)
-    before = memory_now_gb(forget_peak=True)
+    before = memory_gb_from_here()
     started = time.perf_counter()
     policies = eenet_jax.fit(problem.predictions, problem.costs, problem.budgets)
     seconds = time.perf_counter() - started
-    peak = memory_peak_gb()
+    peak = _status_gb("VmHWM")
     again = time.perf_counter()
     eenet_jax.fit(problem.predictions, problem.costs, problem.budgets)
     return {
@@ -92,17 +92,11 @@ def time_eenet(size: str) -> dict:
     }
 
 
-def memory_now_gb(*, forget_peak: bool) -> float:
-    """Memory of this process in 10^9 bytes; Linux also forgets its peak, where that is asked."""
-    if forget_peak:
-        # What drawing the predictions took is not the fit's.
-        Path("/proc/self/clear_refs").write_text("5")
+def memory_gb_from_here() -> float:
+    """Memory of this process in 10^9 bytes, from where its peak counts from now on; Linux alone."""
+    # What drawing the predictions took is not the fit's.
+    Path("/proc/self/clear_refs").write_text("5")
     return _status_gb("VmRSS")
-
-
-def memory_peak_gb() -> float:
-    """The most memory of this process since its peak was forgotten."""
-    return _status_gb("VmHWM")
 
 
 def _status_gb(name: str) -> float:

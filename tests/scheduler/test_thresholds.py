@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,10 +19,15 @@ from eenet_jax.scheduler.simulation import (
 from eenet_jax.scheduler.thresholds import (
     exit_quota,
     geometric,
-    thresholds_from_quota,
+    leave_by_quota,
 )
 
 EXITS, SAMPLES = 4, 20
+
+
+@jax.jit
+def thresholds_from_quota(scores, quota, present):
+    return leave_by_quota(scores, quota, present)[0]
 
 
 def _by_the_book(scores, quota):
