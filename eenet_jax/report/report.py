@@ -185,8 +185,9 @@ def _document(
     timings: Table | None,
     notes: Sequence[str],
 ) -> str:
-    parts = [f"# {heading}", *(table.markdown() for table in tables), "## Figures"]
-    parts += [picture.markdown() for picture in pictures]
+    parts = [f"# {heading}", *(table.markdown() for table in tables)]
+    if pictures:
+        parts += ["## Figures", *(picture.markdown() for picture in pictures)]
     if timings:
         parts += ["## Measurements behind the speed-ups", timings.markdown()]
     if notes:

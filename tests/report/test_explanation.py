@@ -130,3 +130,4 @@ def test_a_report_of_no_budgets_says_what_it_lacks(tmp_path):
     )  # fmt: skip
     path = write_report([tmp_path / "fit"], tmp_path / "report")
     assert "within a loss of accuracy" in path.read_text()
+    assert "## Figures" not in path.read_text()
