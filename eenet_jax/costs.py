@@ -19,7 +19,7 @@ from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.predictions import load_network
-from eenet_jax.types import CostTable, PyTree
+from eenet_jax.types import CostTable, PyTree, StagedNetwork
 
 
 def count_costs(network: MultiExitNetwork) -> CostTable:
@@ -45,7 +45,7 @@ def count_costs(network: MultiExitNetwork) -> CostTable:
     )
 
 
-def _pieces(network: MultiExitNetwork, k: int) -> tuple[Callable, Callable]:
+def _pieces(network: StagedNetwork, k: int) -> tuple[Callable, Callable]:
     return (
         lambda variables, carry: network.stage(k, variables, carry, False, None)[0],
         lambda variables, carry: network.head(k, variables, carry, False, None)[0],
@@ -156,7 +156,7 @@ def measure(run: Callable[[], Any], repeats: int = 7) -> Timing:
 
 
 def measure_latency(
-    network: MultiExitNetwork,
+    network: StagedNetwork,
     variables: PyTree,
     *,
     batch_size: int = 1,

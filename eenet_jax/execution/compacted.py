@@ -12,9 +12,8 @@ import numpy as np
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.decision import Answers, Reached, compile_advance, start
-from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree
+from eenet_jax.types import PyTree, StagedNetwork
 
 SMALLEST_BUCKET = 8
 FULL_ENOUGH = 0.75
@@ -53,7 +52,7 @@ class Compacted:
       batch_size: The greatest batch it will be given.
     """
 
-    def __init__(self, network: MultiExitNetwork, policy: Policy, batch_size: int):
+    def __init__(self, network: StagedNetwork, policy: Policy, batch_size: int):
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         self._network = network

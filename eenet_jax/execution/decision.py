@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from eenet_jax.dense import image_means, pixel_classes
-from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import MEASURES, PyTree
+from eenet_jax.types import MEASURES, PyTree, StagedNetwork
 
 
 @jax.tree_util.register_dataclass
@@ -68,7 +67,7 @@ class Reached:
         return self.each(lambda leaf, axis: jnp.take(leaf, rows, axis=axis, mode="clip"))
 
 
-def start(network: MultiExitNetwork, x: PyTree) -> Reached:
+def start(network: StagedNetwork, x: PyTree) -> Reached:
     """Before the first stage."""
     batch = jax.tree.leaves(x)[0].shape[0]
     reached = Reached(carry=x, probs=jnp.zeros((0, batch, network.num_classes)))
@@ -83,7 +82,7 @@ def start(network: MultiExitNetwork, x: PyTree) -> Reached:
 
 
 def advance(
-    network: MultiExitNetwork, policy: Policy, k: int, variables: PyTree, reached: Reached
+    network: StagedNetwork, policy: Policy, k: int, variables: PyTree, reached: Reached
 ) -> tuple[Reached, Float[Array, "batch *dense classes"], Bool[Array, " batch"]]:
     """Run stage k and its exit head on a batch, and decide.
 
@@ -128,6 +127,6 @@ def _noted(
     )
 
 
-def compile_advance(network: MultiExitNetwork, policy: Policy, k: int) -> Callable:
+def compile_advance(network: StagedNetwork, policy: Policy, k: int) -> Callable:
     """`advance` at exit k as one jitted function of (variables, reached)."""
     return jax.jit(lambda variables, reached: advance(network, policy, k, variables, reached))

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from eenet_jax.execution.decision import Answers, Reached, advance, start
-from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree
+from eenet_jax.types import PyTree, StagedNetwork
 
 SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Of a batch, that a size holds."""
@@ -30,9 +29,7 @@ def bucket_sizes(batch: int) -> tuple[int, ...]:
     return tuple(sorted(rounded | {batch}))
 
 
-def device_compacted(
-    network: MultiExitNetwork, policy: Policy
-) -> Callable[[PyTree, PyTree], Answers]:
+def device_compacted(network: StagedNetwork, policy: Policy) -> Callable[[PyTree, PyTree], Answers]:
     """A jitted function (variables, batch) → `Answers`.
 
     Args:

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from eenet_jax.execution.decision import Answers, Reached, advance, start
-from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree
+from eenet_jax.types import PyTree, StagedNetwork
 
 
-def masked(network: MultiExitNetwork, policy: Policy) -> Callable[[PyTree, PyTree], Answers]:
+def masked(network: StagedNetwork, policy: Policy) -> Callable[[PyTree, PyTree], Answers]:
     """A jitted function (variables, batch) → `Answers`.
 
     Args:

@@ -17,9 +17,8 @@ from eenet_jax.errors import InputError
 from eenet_jax.execution.compacted import Compacted
 from eenet_jax.execution.device_compacted import device_compacted
 from eenet_jax.execution.masked import masked
-from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree
+from eenet_jax.types import PyTree, StagedNetwork
 
 STRATEGIES = ("masked", "compacted", "device_compacted")
 
@@ -79,7 +78,7 @@ class Bench:
 
     def __init__(
         self,
-        network: MultiExitNetwork,
+        network: StagedNetwork,
         variables: PyTree,
         batches: Sequence[PyTree],
         repeats: int,
