@@ -62,6 +62,28 @@ class Reached:
             *jax.tree.map(lambda leaf: function(leaf, 1), passed),
         )
 
+    @property
+    def rows(self) -> int:
+        """Samples, filling included."""
+        return self.probs.shape[1]
+
+    def put(self, source: "Reached", positions: Int[Array, " offered"]) -> "Reached":
+        """With rows of `source` in their places; those placed beyond the last are left out.
+
+        Args:
+          source: After the same exit.
+          positions: Where each of its rows goes.
+        """
+
+        def placed(own: Array, other: Array, axis: int) -> Array:
+            return own.at[(slice(None),) * axis + (positions,)].set(other, mode="drop")
+
+        carry = jax.tree.map(lambda own, other: placed(own, other, 0), self.carry, source.carry)
+        passed = jax.tree.map(
+            lambda own, other: placed(own, other, 1), self.parts()[1:], source.parts()[1:]
+        )
+        return Reached(carry, *passed)
+
     def take(self, rows: Int[Array, " taken"]) -> "Reached":
         """These rows of the batch."""
         return self.each(lambda leaf, axis: jnp.take(leaf, rows, axis=axis, mode="clip"))

@@ -1,0 +1,140 @@
+"""How long each stage takes at each batch size, measured and kept with the device's name."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from eenet_jax.artifacts import read_json, write_json
+from eenet_jax.environment import device_name
+from eenet_jax.errors import InputError
+from eenet_jax.execution.decision import Reached, compile_advance, start
+from eenet_jax.policies.policy import Policy
+from eenet_jax.types import PyTree, StagedNetwork
+
+FORMAT = "eenet_jax.stage_latency.1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class StageLatency:
+    """Seconds of every stage and of the full network at some batch sizes.
+
+    Attributes:
+      device: Name of what was measured.
+      sizes: Batch sizes, rising.
+      seconds: Of stage k, its exit head and the decision, [exits, sizes]; dispatching it and
+        waiting for who leaves are included, as that is what each call costs.
+      full_seconds: Of the full network's own jitted pass, [sizes].
+    """
+
+    device: str
+    sizes: tuple[int, ...]
+    seconds: Float[np.ndarray, "exits sizes"]
+    full_seconds: Float[np.ndarray, " sizes"]
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "device": self.device,
+                "sizes": list(self.sizes),
+                "seconds": self.seconds.tolist(),
+                "full_seconds": self.full_seconds.tolist(),
+            },
+        )
+
+
+def measure_stage_latency(
+    network: StagedNetwork,
+    policy: Policy,
+    variables: PyTree,
+    x: PyTree,
+    sizes: Sequence[int],
+    repeats: int = 5,
+) -> StageLatency:
+    """Time every stage and the full network at some batch sizes.
+
+    Args:
+      network: The network.
+      policy: Any that is fitted for its exits: deciding costs alike.
+      variables: Of the network.
+      x: At least one sample [batch, …] of the shape to measure; values hardly matter.
+      sizes: Batch sizes.
+      repeats: Timed calls of each; their median counts.
+
+    Raises:
+      InputError: `repeats` or a size is not positive.
+    """
+    for name, value in (("repeats", repeats), ("size", min(sizes, default=0))):
+        if value < 1:
+            raise InputError(f"{name} is {value}: give 1 or more")
+    sizes = tuple(sorted(set(sizes)))
+    steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
+    full, begin = jax.jit(network.apply), jax.jit(lambda x: start(network, x))
+    seconds, full_seconds = [], []
+    for size in sizes:
+        batch = jax.tree.map(lambda leaf, size=size: _repeated(leaf, size), x)
+        full_seconds.append(_median(lambda batch=batch: full(variables, batch), repeats))
+        seconds.append(_stage_seconds(steps, variables, begin(batch), repeats))
+    return StageLatency(
+        device=device_name(),
+        sizes=sizes,
+        seconds=np.asarray(seconds).T,
+        full_seconds=np.asarray(full_seconds),
+    )
+
+
+def _stage_seconds(
+    steps: Sequence[Callable], variables: PyTree, reached: Reached, repeats: int
+) -> list[float]:
+    """Of each stage in turn; the decision is on the host when a call counts as done."""
+    seconds = []
+    for step in steps:
+
+        def decided(step=step, reached=reached) -> np.ndarray:
+            return np.asarray(step(variables, reached)[2])
+
+        seconds.append(_median(decided, repeats))
+        reached = step(variables, reached)[0]
+    return seconds
+
+
+def _median(call: Callable[[], Any], repeats: int) -> float:
+    """Seconds, after one call that warms up."""
+    jax.block_until_ready(call())
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def _repeated(leaf: Any, size: int) -> np.ndarray:
+    """The first `size` rows, from the first again where there are fewer."""
+    return np.resize(np.asarray(leaf), (size, *np.shape(leaf)[1:]))
+
+
+def load_stage_latency(path: str | Path) -> StageLatency:
+    """Read what `StageLatency.save` wrote.
+
+    Raises:
+      InputError: the file is missing, or is none.
+    """
+    value = read_json(path, "table of stage latencies")
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise InputError(f"'{path}' is no table of stage latencies: measure again")
+    return StageLatency(
+        device=value["device"],
+        sizes=tuple(value["sizes"]),
+        seconds=np.asarray(value["seconds"], np.float64),
+        full_seconds=np.asarray(value["full_seconds"], np.float64),
+    )
