@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from eenet_jax.execution.decision import Answers, Reached, advance, start
+from eenet_jax.execution.pieces import in_pieces
+from eenet_jax.execution.shards import on_devices
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
@@ -47,7 +49,7 @@ def device_compacted(network: StagedNetwork, policy: Policy) -> Callable[[PyTree
             state = _exit(network, policy, k, variables, state)
         return Answers(*state[-2:])
 
-    return jax.jit(run)
+    return on_devices(in_pieces(run, piece), devices)
 
 
 def _exit(network, policy, k: int, variables, state):

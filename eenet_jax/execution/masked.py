@@ -1,7 +1,7 @@
 """Masked execution: one program for the whole batch, with whole stages skipped inside it.
 
-Shapes stay fixed, as accelerators like it. Every stage runs on the whole batch until its last
-sample has left; from there on `lax.cond` skips.
+Shapes stay fixed, as accelerators like it. Every stage runs on the whole batch, or on each piece
+of it, until its last sample has left; from there on `lax.cond` skips.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,27 @@ import jax
 import jax.numpy as jnp
 
 from eenet_jax.execution.decision import Answers, Reached, advance, start
+from eenet_jax.execution.pieces import in_pieces
+from eenet_jax.execution.shards import Devices, on_devices
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
 
-def masked(network: StagedNetwork, policy: Policy) -> Callable[[PyTree, PyTree], Answers]:
+def masked(
+    network: StagedNetwork,
+    policy: Policy,
+    *,
+    piece: int | None = None,
+    devices: Devices = (),
+) -> Callable[[PyTree, PyTree], Answers]:
     """A jitted function (variables, batch) → `Answers`.
 
     Args:
       network: The network.
       policy: Fitted for its exits.
+      piece: Samples that go through together, and skip together; by default the batch.
+      devices: Each takes a part of the batch, and skips what its own part has no need of; by
+        default the first alone.
     """
 
     def run(variables: PyTree, x: PyTree) -> Answers:
@@ -29,7 +40,7 @@ def masked(network: StagedNetwork, policy: Policy) -> Callable[[PyTree, PyTree],
             reached, answers, left = _exit(network, policy, k, variables, reached, answers, left)
         return answers
 
-    return jax.jit(run)
+    return on_devices(in_pieces(run, piece), devices)
 
 
 def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers, left):
