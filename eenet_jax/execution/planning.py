@@ -396,7 +396,8 @@ def tabulate(rows: Sequence[Prediction] | Sequence[Validation]) -> list[str]:
 def _cell(value: str | int | float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    # Rounded first: what should be 0 need not show its rounding errors.
+    return f"{round(value, 12):.3g}" if isinstance(value, float) else str(value)
 
 
 def _checked(device: Device, stage_flops, exit_rates, batch_size: int):
