@@ -53,6 +53,10 @@ class Buckets:
             rest -= choices[rest]
         return sorted(chosen, reverse=True)
 
+    def cost_of(self, k: int, count: int) -> float:
+        """What `cover` costs together, in the unit of `cost`."""
+        return float(sum(self.cost[k, self.sizes.index(size)] for size in self.cover(k, count)))
+
     @functools.cached_property
     def _choices(self) -> list[list[int]]:
         """For each stage and count below twice its regular size, the size to take next."""

@@ -21,7 +21,7 @@ SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 SMALLEST = 8
 
 
-def bucket_sizes(batch: int) -> tuple[int, ...]:
+def switch_sizes(batch: int) -> tuple[int, ...]:
     """Sizes, rising, that survivors of a batch are gathered into; the last is the batch itself.
 
     Args:
@@ -72,7 +72,7 @@ def _exit(network, policy, k: int, variables, state):
         nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return (nothing, *state[1:])
 
-    sizes = bucket_sizes(batch)
+    sizes = switch_sizes(batch)
     count = state[2].sum()
     which = jnp.where(count == 0, 0, 1 + jnp.searchsorted(jnp.asarray(sizes), count))
     return jax.lax.switch(which, [skip, *map(branch, sizes)], state)

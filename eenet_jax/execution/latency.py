@@ -31,12 +31,35 @@ class StageLatency:
       seconds: Of stage k, its exit head and the decision, [exits, sizes]; dispatching it and
         waiting for who leaves are included, as that is what each call costs.
       full_seconds: Of the full network's own jitted pass, [sizes].
+      call_seconds: Of a call that has nothing to do; part of all of the above.
     """
 
     device: str
     sizes: tuple[int, ...]
     seconds: Float[np.ndarray, "exits sizes"]
     full_seconds: Float[np.ndarray, " sizes"]
+    call_seconds: float
+
+    def __post_init__(self):
+        for name in ("seconds", "full_seconds"):
+            values = getattr(self, name)
+            if not (np.isfinite(values) & (values > 0)).all():
+                raise InputError(f"{name} of '{self.device}' are not all positive: measure again")
+
+    def stage_seconds(self, k: int, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Seconds of stage k (0-based) on batches of these sizes: between those measured."""
+        return self._between(self.seconds[k], rows)
+
+    def full_pass_seconds(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Seconds of the full network on batches of these sizes: between those measured."""
+        return self._between(self.full_seconds, rows)
+
+    def _between(self, seconds: Float[np.ndarray, " sizes"], rows) -> np.ndarray:
+        rows = np.asarray(rows, np.float64)
+        # Beyond the largest size, samples cost what they cost there; a smaller batch costs as
+        # much as the smallest.
+        beyond = np.maximum(1.0, rows / self.sizes[-1])
+        return np.interp(rows, self.sizes, seconds) * beyond
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
@@ -48,6 +71,7 @@ class StageLatency:
                 "sizes": list(self.sizes),
                 "seconds": self.seconds.tolist(),
                 "full_seconds": self.full_seconds.tolist(),
+                "call_seconds": self.call_seconds,
             },
         )
 
@@ -89,7 +113,13 @@ def measure_stage_latency(
         sizes=sizes,
         seconds=np.asarray(seconds).T,
         full_seconds=np.asarray(full_seconds),
+        call_seconds=_call_seconds(),
     )
+
+
+def _call_seconds(repeats: int = 101) -> float:
+    nothing, x = jax.jit(lambda x: x + 1), jax.numpy.zeros(8)
+    return _median(lambda: np.asarray(nothing(x)), repeats)
 
 
 def _stage_seconds(
@@ -137,4 +167,5 @@ def load_stage_latency(path: str | Path) -> StageLatency:
         sizes=tuple(value["sizes"]),
         seconds=np.asarray(value["seconds"], np.float64),
         full_seconds=np.asarray(value["full_seconds"], np.float64),
+        call_seconds=float(value["call_seconds"]),
     )

@@ -13,7 +13,7 @@ from replay import exit_probs, replay_network
 from eenet_jax import networks
 from eenet_jax.errors import InputError
 from eenet_jax.execution.compacted import Compacted
-from eenet_jax.execution.device_compacted import bucket_sizes, device_compacted
+from eenet_jax.execution.device_compacted import device_compacted, switch_sizes
 from eenet_jax.execution.masked import masked
 from eenet_jax.policies.eenet import EENet, num_features
 from eenet_jax.policies.entropy import Entropy
@@ -211,7 +211,7 @@ def test_through_a_network_only_near_ties_may_differ(cnn, name):
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 11, 64, 256, 1000])
 def test_sizes_on_the_device_rise_to_the_batch(batch):
-    sizes = bucket_sizes(batch)
+    sizes = switch_sizes(batch)
     assert sizes[-1] == batch
     assert list(sizes) == sorted(set(sizes))
     assert all(size % 8 == 0 for size in sizes[:-1])

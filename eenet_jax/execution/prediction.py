@@ -1,0 +1,285 @@
+"""How long each strategy takes, predicted from a table of stage latencies, measured or modelled.
+
+Samples are taken to be independent, each reaching stage k with the probability that the exit
+rates give, so that of a batch a binomial number reaches it; times are means over that number.
+Gathering survivors is left out, and what a device may lose in a conditional.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import gammaln, xlog1py, xlogy
+
+from eenet_jax.errors import InputError
+from eenet_jax.execution.buckets import measured_buckets
+from eenet_jax.execution.device_compacted import switch_sizes
+from eenet_jax.execution.latency import StageLatency
+
+RATE_SUM_TOLERANCE = 1e-6
+
+
+def best_piece(latency: StageLatency, batch_size: int) -> int:
+    """The size, up to the batch, at which the full network costs least per sample.
+
+    Args:
+      latency: Of the network.
+      batch_size: Samples; the answer where every measured size is larger.
+    """
+    sizes = [*(size for size in latency.sizes if size < batch_size), batch_size]
+    seconds = latency.full_pass_seconds(np.asarray(sizes, np.float64))
+    return sizes[int((seconds / np.asarray(sizes)).argmin())]
+
+
+def predict(
+    latency: StageLatency, exit_rates: Sequence[float], batch_size: int, strategy: str
+) -> float:
+    """Seconds per sample.
+
+    - "full": the full network on the whole batch, and "full_in_pieces" on pieces of the size that
+      costs least.
+    - "masked": stage by stage on such pieces, in one program; a stage is skipped for a piece of p
+      samples with the probability (1 - r_k)^p, r_k being the probability to reach it.
+    - "compacted": a stage on its survivors, in the cheapest buckets that hold them.
+    - "device_compacted": in one program, a stage on the smallest of `switch_sizes` that holds its
+      survivors.
+    - "streaming": every stage on batches of its best size, filled by survivors of many batches.
+
+    Args:
+      latency: Of every stage.
+      exit_rates: Share of samples that leaves at each exit.
+      batch_size: Samples that come together.
+      strategy: One of `STRATEGIES`.
+
+    Raises:
+      InputError: the strategy is unknown, or the rates are no shares, or of other exits.
+    """
+    reach = _reach(exit_rates, latency)
+    if batch_size < 1:
+        raise InputError(f"batch_size {batch_size} must be at least 1")
+    if strategy not in _SECONDS:
+        raise InputError(f"strategy '{strategy}' is unknown: choose {', '.join(STRATEGIES)}")
+    return float(_SECONDS[strategy](latency, reach, batch_size)) / batch_size
+
+
+def _full(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
+    return float(latency.full_pass_seconds(np.asarray([batch]))[0])
+
+
+def _pieces(latency: StageLatency, batch: int) -> list[int]:
+    piece = best_piece(latency, batch)
+    return [piece] * (batch // piece) + ([batch % piece] if batch % piece else [])
+
+
+def _full_in_pieces(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
+    pieces = np.asarray(_pieces(latency, batch), np.float64)
+    work = latency.full_pass_seconds(pieces) - latency.call_seconds
+    return float(latency.call_seconds + work.sum())
+
+
+def _masked(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
+    pieces = np.asarray(_pieces(latency, batch), np.float64)
+    seconds = latency.call_seconds
+    for k, chance in enumerate(reach):
+        work = latency.stage_seconds(k, pieces) - latency.call_seconds
+        seconds += float(((1 - (1 - chance) ** pieces) * work).sum())
+    return seconds
+
+
+def _compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
+    buckets = measured_buckets(latency, batch)
+    shares = survivor_shares(reach, batch)
+    costs = [[buckets.cost_of(k, n) for n in range(batch + 1)] for k in range(len(reach))]
+    return float((shares * np.asarray(costs)).sum())
+
+
+def _device_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
+    sizes = np.asarray(switch_sizes(batch))
+    # Nobody: the stage is skipped.
+    shares = survivor_shares(reach, batch)[:, 1:]
+    held = sizes[np.searchsorted(sizes, np.arange(1, batch + 1))]
+    work = [latency.stage_seconds(k, held) - latency.call_seconds for k in range(len(reach))]
+    return float(latency.call_seconds + (shares * np.asarray(work)).sum())
+
+
+def _streaming(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
+    regular = measured_buckets(latency, batch).regular
+    each = [float(latency.stage_seconds(k, [size])[0]) / size for k, size in enumerate(regular)]
+    return batch * float(reach @ np.asarray(each))
+
+
+_SECONDS = {
+    "full": _full,
+    "full_in_pieces": _full_in_pieces,
+    "masked": _masked,
+    "compacted": _compacted,
+    "device_compacted": _device_compacted,
+    "streaming": _streaming,
+}
+STRATEGIES = tuple(_SECONDS)
+
+
+def survivor_shares(
+    reach: Float[np.ndarray, " exits"], batch_size: int
+) -> Float[np.ndarray, "exits counts"]:
+    """The probabilities that 0, 1, …, `batch_size` samples reach each stage.
+
+    Args:
+      reach: The probability that a sample does.
+      batch_size: Samples.
+    """
+    n, r = np.arange(batch_size + 1), reach[:, None]
+    # Through logarithms, for a binomial coefficient of 1,030 samples is no double any more.
+    log_ways = gammaln(batch_size + 1) - gammaln(n + 1) - gammaln(batch_size - n + 1)
+    return np.exp(log_ways[None] + xlogy(n[None], r) + xlog1py(batch_size - n[None], -r))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One strategy at one batch size.
+
+    Attributes:
+      strategy: One of `STRATEGIES`.
+      batch_size: Samples.
+      seconds_per_sample: Predicted.
+      realised_over_ideal: (T_full - T) / (T_full - T_ideal), T_ideal being T_full times the sum
+        over stages of the stage's part of the summed stage times and the share of samples that
+        reaches it; None where nothing can be saved.
+    """
+
+    strategy: str
+    batch_size: int
+    seconds_per_sample: float
+    realised_over_ideal: float | None
+
+
+def predictions(
+    latency: StageLatency,
+    exit_rates: Sequence[float],
+    batch_sizes: Sequence[int],
+    strategies: Sequence[str] = STRATEGIES,
+) -> list[Prediction]:
+    """A row for each batch size and strategy; arguments as for `predict`."""
+    rows = []
+    for batch in batch_sizes:
+        full = predict(latency, exit_rates, batch, "full")
+        saved = full * (1 - _ideal_share(latency, exit_rates, batch))
+        for strategy in strategies:
+            seconds = predict(latency, exit_rates, batch, strategy)
+            rows.append(
+                Prediction(
+                    strategy=strategy,
+                    batch_size=batch,
+                    seconds_per_sample=seconds,
+                    realised_over_ideal=(full - seconds) / saved if saved > 1e-9 * full else None,
+                )
+            )
+    return rows
+
+
+def best(rows: Sequence[Prediction]) -> Prediction:
+    """The row with the fewest seconds per sample; of equal ones the first."""
+    if not rows:
+        raise InputError("there is nothing to choose from: give batch_sizes and strategies")
+    return min(rows, key=lambda row: row.seconds_per_sample)
+
+
+def _ideal_share(latency: StageLatency, exit_rates: Sequence[float], batch: int) -> float:
+    reach = _reach(exit_rates, latency)
+    parts = [float(latency.stage_seconds(k, [batch])[0]) for k in range(len(reach))]
+    return float(np.asarray(parts) @ reach / sum(parts))
+
+
+def _reach(exit_rates: Sequence[float], latency: StageLatency) -> Float[np.ndarray, " exits"]:
+    """The probability that a sample reaches each stage."""
+    rates = np.asarray(exit_rates, np.float64)
+    if len(rates) != len(latency.seconds):
+        raise InputError(
+            f"exit_rates {rates.tolist()} are of {len(rates)} exits, the stages measured are"
+            f" {len(latency.seconds)}: take those of this network"
+        )
+    if not (rates >= 0).all() or abs(rates.sum() - 1) > RATE_SUM_TOLERANCE:
+        raise InputError(f"exit_rates {rates.tolist()} must be shares that sum to 1")
+    reach = np.clip(np.cumsum(rates[::-1])[::-1], 0, 1)
+    reach[0] = 1.0
+    return reach
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured of one strategy.
+
+    Attributes:
+      strategy: One of `STRATEGIES`.
+      batch_size: Samples.
+      exit_rates: Share of samples that left at each exit.
+      seconds_per_sample: Measured.
+    """
+
+    strategy: str
+    batch_size: int
+    exit_rates: tuple[float, ...]
+    seconds_per_sample: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Validation:
+    """A prediction beside what was measured.
+
+    Attributes:
+      strategy: One of `STRATEGIES`.
+      batch_size: Samples.
+      measured: Seconds per sample.
+      predicted: Seconds per sample.
+      relative_error: predicted / measured - 1.
+    """
+
+    strategy: str
+    batch_size: int
+    measured: float
+    predicted: float
+    relative_error: float
+
+
+def validate(latency: StageLatency, measured: Sequence[Measured]) -> list[Validation]:
+    """Predictions from the stages' latencies alone beside what strategies were measured to take.
+
+    Args:
+      latency: Of the device that the strategies were measured on, or the model fitted to it.
+      measured: In any order, which is kept.
+    """
+    return [_validation(latency, row) for row in measured]
+
+
+def _validation(latency: StageLatency, row: Measured) -> Validation:
+    if not row.seconds_per_sample > 0:
+        raise InputError(
+            f"{row.strategy} at {row.batch_size} took {row.seconds_per_sample} s: measure again"
+        )
+    seconds = predict(latency, row.exit_rates, row.batch_size, row.strategy)
+    return Validation(
+        strategy=row.strategy,
+        batch_size=row.batch_size,
+        measured=row.seconds_per_sample,
+        predicted=seconds,
+        relative_error=seconds / row.seconds_per_sample - 1,
+    )
+
+
+def tabulate(rows: Sequence[Prediction] | Sequence[Validation]) -> list[str]:
+    """Lines of a markdown table: a header, its rule, and a line for each row."""
+    if not rows:
+        return []
+    names = [field.name for field in dataclasses.fields(rows[0])]
+    cells = [[_cell(getattr(row, name)) for name in names] for row in rows]
+    header = [name.replace("_", " ") for name in names]
+    rule = [":--", *["--:"] * (len(names) - 1)]
+    return ["| " + " | ".join(line) + " |" for line in (header, rule, *cells)]
+
+
+def _cell(value: str | int | float | None) -> str:
+    if value is None:
+        return "-"
+    # Rounded first: what should be 0 need not show its rounding errors.
+    return f"{round(value, 12):.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,237 @@
+"""Predictions of strategies against numbers by hand, enumeration and simulation."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from eenet_jax.errors import InputError
+from eenet_jax.execution.device_compacted import switch_sizes
+from eenet_jax.execution.latency import StageLatency, load_stage_latency
+from eenet_jax.execution.planning import Device
+from eenet_jax.execution.prediction import (
+    STRATEGIES,
+    Measured,
+    best,
+    best_piece,
+    predict,
+    predictions,
+    survivor_shares,
+    tabulate,
+    validate,
+)
+
+FLOPS = (1e6, 2e6, 3e6)
+RATES = (0.5, 0.25, 0.25)
+
+
+def table(sizes=(1, 2, 4, 8, 16, 32, 64), work=FLOPS, **changes) -> StageLatency:
+    """Of one GFLOP/s where nothing else costs anything, or what changes say."""
+    figures = {"launch_seconds": 0.0, "read_seconds": 0.0, "peak_flops": 1e9, "half_work": 0.0}
+    made = Device(**{"name": "d", "source": "s", "predicted": False, **figures, **changes})
+    return made.table(work, sizes)
+
+
+COSTLY = {"launch_seconds": 1e-3, "read_seconds": 5e-4, "half_work": 1e6}
+
+
+def test_where_only_work_costs_survivors_alone_realise_the_ideal():
+    rows = predictions(table(), RATES, [8])
+    seconds = {row.strategy: row.seconds_per_sample for row in rows}
+    realised = {row.strategy: row.realised_over_ideal for row in rows}
+    assert seconds["full"] == pytest.approx(6e-3)
+    assert realised["full"] == 0
+    for strategy in ("compacted", "streaming"):
+        assert seconds[strategy] == pytest.approx(2.75e-3)
+        assert realised[strategy] == pytest.approx(1)
+
+
+def test_masked_skips_what_a_whole_piece_has_no_need_of():
+    # Larger batches cost more per sample here, so that pieces of 4 are best.
+    latency = StageLatency(
+        device="d",
+        sizes=(4, 8),
+        seconds=np.asarray([[4.0, 10.0], [8.0, 20.0], [12.0, 30.0]]),
+        full_seconds=np.asarray([24.0, 60.0]),
+        call_seconds=0.0,
+    )
+    assert best_piece(latency, 8) == 4
+    found = predict(latency, RATES, 8, "masked")
+    # Everybody of four has left before stage 1 with 1/2^4, before stage 2 with (3/4)^4.
+    assert found == pytest.approx((4 + 8 * (1 - 0.5**4) + 12 * (1 - 0.75**4)) / 4)
+    assert predict(latency, RATES, 8, "full_in_pieces") == pytest.approx(6.0)
+    assert predict(latency, RATES, 8, "full") == pytest.approx(7.5)
+
+
+def test_launches_reads_and_half_work_by_hand():
+    latency = table((4,), **COSTLY)
+    seconds = {s: predict(latency, RATES, 4, s) for s in ("full", "streaming")}
+    # In ms: one launch and read (1.5), and 4, 8, 12 of work with 1 before each.
+    assert seconds["full"] == pytest.approx((1.5 + 5 + 9 + 13) * 1e-3 / 4)
+    streaming = (1.5 + 5) + 0.5 * (1.5 + 9) + 0.25 * (1.5 + 13)
+    assert seconds["streaming"] == pytest.approx(streaming * 1e-3 / 4)
+    (row,) = predictions(latency, RATES, [4], ["streaming"])
+    # Of the summed stage times the stages have 6.5, 10.5 and 14.5.
+    ideal = 28.5 * (6.5 + 0.5 * 10.5 + 0.25 * 14.5) / 31.5
+    assert row.realised_over_ideal == pytest.approx((28.5 - streaming) / (28.5 - ideal))
+
+
+@pytest.mark.parametrize("strategy", ["masked", "compacted", "device_compacted", "streaming"])
+def test_who_leaves_at_the_first_exit_costs_one_stage(strategy):
+    found = predict(table((8,), **COSTLY), (1.0, 0.0, 0.0), 8, strategy)
+    assert found == pytest.approx((1.5 + 8 + 1) * 1e-3 / 8)
+
+
+def test_where_nobody_leaves_early_nothing_can_be_saved():
+    latency = table((8,), **COSTLY)
+    rows = predictions(latency, (0.0, 0.0, 1.0), [8])
+    assert [row.realised_over_ideal for row in rows] == [None] * len(STRATEGIES)
+    seconds = {row.strategy: row.seconds_per_sample for row in rows}
+    assert seconds["masked"] == pytest.approx(seconds["full"])
+    assert seconds["compacted"] == pytest.approx(seconds["full"] + 2 * 1.5e-3 / 8)
+
+
+def _enumerated(batch: int, cost) -> float:
+    """The mean of `cost(stage, samples that reach it)` over every way in which a batch may leave.
+
+    Per sample, summed over stages.
+    """
+    total = 0.0
+    for first in range(batch + 1):
+        for second in range(batch + 1 - first):
+            left = (first, second, batch - first - second)
+            ways = math.factorial(batch) / math.prod(math.factorial(n) for n in left)
+            chance = ways * math.prod(r**n for r, n in zip(RATES, left, strict=True))
+            reaching = (batch, batch - first, left[2])
+            total += chance * sum(cost(k, n) for k, n in enumerate(reaching) if n > 0)
+    return total / batch
+
+
+def test_compacted_is_the_mean_over_everything_that_may_happen():
+    latency = table((3, 10), launch_seconds=1e-3, half_work=1e6)
+
+    def cheapest(k: int, n: int) -> float:
+        # In seconds, of calls on 3 and on 10: whichever way to hold n costs least.
+        three, ten = (1e-3 + (FLOPS[k] * size + 1e6) / 1e9 for size in (3, 10))
+        return min(a * three + b * ten for a in range(5) for b in range(2) if 3 * a + 10 * b >= n)
+
+    found = predict(latency, RATES, 10, "compacted")
+    assert found == pytest.approx(_enumerated(10, cheapest), rel=1e-10)
+
+
+def test_device_compacted_is_the_mean_over_everything_that_may_happen():
+    sizes = switch_sizes(20)
+    assert len(sizes) > 1
+
+    def held(k: int, n: int) -> float:
+        return (FLOPS[k] * min(size for size in sizes if size >= n) + 1e6) / 1e9
+
+    found = predict(table(sizes, **COSTLY), RATES, 20, "device_compacted")
+    # One launch and read for all of them.
+    assert found == pytest.approx(1.5e-3 / 20 + _enumerated(20, held), rel=1e-10)
+
+
+def test_masked_agrees_with_simulation():
+    batch, runs = 6, 40_000
+    exits = np.random.default_rng(0).choice(3, size=(runs, batch), p=RATES)
+    deepest = exits.max(1)
+    stages = (np.asarray(FLOPS) * batch + 1e6) / 1e9
+    simulated = 1.5e-3 + np.cumsum(stages)[deepest].mean()
+    found = predict(table((6,), **COSTLY), RATES, batch, "masked")
+    assert found == pytest.approx(simulated / batch, rel=5e-3)
+
+
+def test_survivors_of_large_batches_still_have_probabilities():
+    shares = survivor_shares(np.array([1.0, 0.3, 0.0]), 5000)
+    assert shares.sum(1) == pytest.approx(1, rel=1e-9)
+    assert shares @ np.arange(5001) == pytest.approx([5000, 1500, 0], rel=1e-9)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_dearer_launches_never_help(strategy):
+    costs = [
+        predict(table((16,), **(COSTLY | {"launch_seconds": launch})), RATES, 16, strategy)
+        for launch in (0.0, 1e-4, 1e-2)
+    ]
+    assert costs == sorted(set(costs))
+    # One launch a batch, or as many as stages run.
+    expected = {"streaming": 1.75, "compacted": 3 - 0.5**16 - 0.75**16}.get(strategy, 1)
+    assert (costs[2] - costs[0]) / 1e-2 * 16 == pytest.approx(expected)
+
+
+def test_validation_puts_predictions_beside_measurements():
+    row = Measured(
+        strategy="streaming", batch_size=4, exit_rates=RATES, seconds_per_sample=3.84375e-3 / 2
+    )
+    (found,) = validate(table((4,), **COSTLY), [row])
+    assert found.predicted == pytest.approx(3.84375e-3, rel=1e-6)
+    assert found.relative_error == pytest.approx(1, rel=1e-6)
+    assert tabulate([found])[-1] == "| streaming | 4 | 0.00192 | 0.00384 | 1 |"
+    with pytest.raises(InputError, match="measure again"):
+        validate(table(), [dataclasses.replace(row, seconds_per_sample=0.0)])
+
+
+def test_the_best_row_is_the_fastest():
+    rows = predictions(table((1, 64), **COSTLY), RATES, [1, 64])
+    assert best(rows).strategy == "streaming"
+    assert best(rows).batch_size == 64
+    # Where a launch costs more than a batch's work, one program is best.
+    slow = table((8, 16, 24, 32, 48, 64), **(COSTLY | {"launch_seconds": 10.0}))
+    assert best(predictions(slow, RATES, [64])).strategy == "device_compacted"
+    with pytest.raises(InputError, match="nothing to choose"):
+        best([])
+
+
+def test_sizes_between_and_beyond_those_measured():
+    latency = table((2, 8), **COSTLY)
+    np.testing.assert_allclose(
+        latency.stage_seconds(0, [1, 2, 5, 8, 16]), [4.5e-3, 4.5e-3, 7.5e-3, 10.5e-3, 21e-3]
+    )
+
+
+def test_a_table_is_kept_as_json(tmp_path):
+    latency = table((2, 8), **COSTLY)
+    latency.save(tmp_path / "latency.json")
+    found = load_stage_latency(tmp_path / "latency.json")
+    np.testing.assert_array_equal(found.seconds, latency.seconds)
+    np.testing.assert_array_equal(found.full_seconds, latency.full_seconds)
+    assert (found.device, found.sizes) == ("d", (2, 8))
+    assert found.call_seconds == latency.call_seconds
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(InputError, match=r"other.json' is no table of stage latencies"):
+        load_stage_latency(tmp_path / "other.json")
+    with pytest.raises(InputError, match="seconds of 'd' are not all positive"):
+        dataclasses.replace(latency, seconds=-latency.seconds)
+
+
+def test_tables_are_markdown():
+    rows = predictions(table((8,)), (0.0, 0.0, 1.0), [8], ["full"])
+    assert tabulate(rows) == [
+        "| strategy | batch size | seconds per sample | realised over ideal |",
+        "| :-- | --: | --: | --: |",
+        "| full | 8 | 0.006 | - |",
+    ]
+    assert tabulate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"strategy": "magic"}, "strategy 'magic' is unknown"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"exit_rates": (0.5, 0.25, 0.2)}, "sum to 1"),
+        ({"exit_rates": (1.5, -0.25, -0.25)}, "sum to 1"),
+        ({"exit_rates": (math.nan, 0.5, 0.5)}, "sum to 1"),
+        ({"exit_rates": (0.5, 0.5)}, "are of 2 exits, the stages measured are 3"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(changes, words):
+    arguments = {
+        "latency": table(),
+        "exit_rates": RATES,
+        "batch_size": 8,
+        "strategy": "compacted",
+    }
+    with pytest.raises(InputError, match=words):
+        predict(**{**arguments, **changes})
