@@ -154,7 +154,9 @@ class BundlePolicy(Policy):
 
     def _decision(self, k: int, probs, measures) -> tuple[jax.Array, jax.Array]:
         given = (probs, measures) if self.dense else (probs,)
-        return self.decisions[k].call(*(jnp.asarray(each[: k + 1], jnp.float32) for each in given))
+        seen = (jnp.asarray(each[: k + 1], jnp.float32) for each in given)
+        score, answer = self.decisions[k].call(*seen)
+        return score, answer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,7 +209,7 @@ class Bundle:
         Raises:
           InputError: samples that the network doesn't take.
         """
-        return self.preparation(raw)
+        return self.preparation.converted(self.preparation.checked(raw))
 
     def run(self, raw: PyTree, *, batch_size: int = 256) -> BundleAnswers:
         """Adaptive inference.
@@ -221,18 +223,17 @@ class Bundle:
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}: give 1 or more")
-        if self.network.inputs == "tokens":
-            # All at once, for one length is one program.
-            raw = self.prepare(raw)
-        count = samples_in(raw)
-        size = max(1, min(batch_size, count))
-        parts = [self._batch(raw, first, size) for first in range(0, max(1, count), size)]
+        # Texts are tokenised all at once, for one length is one program.
+        samples = self.preparation.checked(raw)
+        count = samples_in(samples)
+        size = min(batch_size, count)
+        parts = [self._batch(samples, first, size) for first in range(0, count, size)]
         logits, exit_index = (np.concatenate(part)[:count] for part in zip(*parts, strict=True))
         return BundleAnswers(logits=logits, exit_index=exit_index, classes=logits.argmax(-1))
 
-    def _batch(self, raw: PyTree, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-        taken = jax.tree.map(lambda leaf: _filled_up(leaf[first : first + size], size), raw)
-        answers = self._strategy(self.variables, self.prepare(taken))
+    def _batch(self, samples: PyTree, first: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        taken = jax.tree.map(lambda leaf: _filled_up(leaf[first : first + size], size), samples)
+        answers = self._strategy(self.variables, self.preparation.converted(taken))
         return np.asarray(answers.logits), np.asarray(answers.exit_index)
 
     @functools.cached_property
@@ -243,11 +244,7 @@ class Bundle:
 def _filled_up(rows: Array, size: int) -> Array:
     """Rows, and as many copies of the last as are missing to `size`."""
     missing = size - len(rows)
-    return (
-        rows
-        if missing == 0 or len(rows) == 0
-        else np.concatenate([rows, rows[-1:].repeat(missing, 0)])
-    )
+    return np.concatenate([rows, rows[-1:].repeat(missing, 0)]) if missing else rows
 
 
 def load_bundle(path: str | Path) -> Bundle:

@@ -1,7 +1,7 @@
 """What is given to a bundle → what its network takes, checked before anything runs."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,25 @@ class Preparation:
     preprocess: jax.export.Exported | None = None
     tokenizer: Any = None
 
-    def __call__(self, raw: PyTree) -> PyTree:
-        """The network's input; see `Bundle.prepare`."""
+    def checked(self, raw: PyTree) -> PyTree:
+        """Samples that may be cut into batches: an array of images, or token ids with their mask.
+
+        Args:
+          raw: As `Bundle.prepare` takes it, or what this has returned.
+
+        Raises:
+          InputError: samples that the network doesn't take.
+        """
         if self.manifest.inputs == "tokens":
             return self._tokens(raw) if isinstance(raw, Mapping) else self._texts(raw)
         return self._images(raw)
+
+    def converted(self, checked: PyTree) -> PyTree:
+        """The network's input, from what `checked` returned or a part of it."""
+        if self.manifest.inputs == "image" and checked.dtype == np.uint8:
+            assert self.preprocess is not None
+            return self.preprocess.call(checked)
+        return checked
 
     def _images(self, raw: Any) -> Array:
         if isinstance(raw, Mapping | str | bytes):
@@ -48,23 +62,14 @@ class Preparation:
                 f" [samples, {', '.join(map(str, shape))}]"
             )
         _check_some(images.shape[0])
-        if images.dtype == np.uint8:
-            return self._from_bytes(images)
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise InputError(
-                f"images are {images.dtype}: give uint8, or floats that are already normalised"
-            )
-        if not np.isfinite(np.asarray(images, np.float32)).all():
-            raise InputError("images hold values that are NaN or infinite")
-        return images.astype(np.float32)
-
-    def _from_bytes(self, images: Array) -> Array:
+        if images.dtype != np.uint8:
+            return _checked_floats(images)
         if self.preprocess is None:
             raise InputError(
                 "images are uint8, and the bundle has no preprocessing: give floats that are"
                 " normalised as the network's were"
             )
-        return self.preprocess.call(images)
+        return images
 
     def _texts(self, raw: Any) -> dict[str, np.ndarray]:
         texts = [] if isinstance(raw, str | bytes) else list(raw)
@@ -117,6 +122,17 @@ class Preparation:
             )
 
 
+def _checked_floats(images: Array) -> Array:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise InputError(
+            f"images are {images.dtype}: give uint8, or floats that are already normalised"
+        )
+    images = images.astype(np.float32)
+    if not np.isfinite(np.asarray(images)).all():
+        raise InputError("images hold values that are NaN or infinite: give finite ones")
+    return images
+
+
 def _check_some(samples: int) -> None:
     if samples < 1:
         raise InputError("no samples are given: give at least one")
@@ -135,6 +151,6 @@ def read_tokenizer(path: Path, max_length: int) -> Any:
     return load_tokenizer(path, max_length)
 
 
-def samples_in(raw: PyTree | Sequence[str]) -> int:
-    """How many samples an array, a dict of arrays or a list of texts holds."""
-    return len(next(iter(raw.values())) if isinstance(raw, Mapping) else raw)
+def samples_in(checked: PyTree) -> int:
+    """How many samples there are in what `Preparation.checked` returned."""
+    return jax.tree.leaves(checked)[0].shape[0]

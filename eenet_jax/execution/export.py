@@ -374,7 +374,7 @@ def _write_preprocessing(
     shape = (jax.export.symbolic_shape("batch")[0], *network.input_shape)
 
     def preprocess(images: Array) -> Array:
-        return augment.normalize(images, mean, std)
+        return jnp.asarray(augment.normalize(images, mean, std))
 
     uint8 = jax.ShapeDtypeStruct(shape, jnp.uint8)
     _write_function(folder / PREPROCESS_FILE, preprocess, (uint8,), platforms)
