@@ -6,6 +6,7 @@ so that whoever runs them may still gather the survivors between two exits.
 
 import contextlib
 import dataclasses
+import glob
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -117,11 +118,11 @@ def export_run(
 def _chosen_policy(fit: Path, name: str, budget: str | None) -> Policy:
     found = find_policies(fit, name, None if budget is None else [budget])
     if len(found) > 1:
-        typed = [path.stem.removeprefix(f"{name}-") for path in (fit / "policies").iterdir()
-                 if path.name.startswith(f"{name}-") and path.suffix == ".json"]  # fmt: skip
+        paths = (fit / "policies").glob(f"{glob.escape(name)}-*.json")
+        typed = sorted(path.stem.removeprefix(f"{name}-") for path in paths)
         raise InputError(
             f"'{fit}' has the policy '{name}' for {len(found)} budgets: choose one by --budget,"
-            f" of {', '.join(sorted(typed))}"
+            f" of {', '.join(typed)}"
         )
     return found[0]
 

@@ -143,9 +143,9 @@ def read_verified(folder: Path) -> Manifest:
     digest = document.pop("sha256", None)
     if digest != _digest(document):
         raise InputError(f"'{path}' is damaged (its SHA-256 is not the one noted in it): {REMEDY}")
-    manifest = _parsed(path, document)
+    manifest, digests = _parsed(path, document)
     _check_platform(folder, manifest)
-    _check_files(folder, document["files"])
+    _check_files(folder, digests)
     return manifest
 
 
@@ -158,7 +158,8 @@ def _check_version(path: Path, version: Any) -> None:
         )
 
 
-def _parsed(path: Path, document: Mapping[str, Any]) -> Manifest:
+def _parsed(path: Path, document: Mapping[str, Any]) -> tuple[Manifest, dict[str, str]]:
+    """The manifest, and the digests of the files."""
     try:
         values = {field.name: document[field.name] for field in dataclasses.fields(Manifest)}
         for name in ("class_names", "input_shape", "costs", "platforms"):
@@ -167,7 +168,7 @@ def _parsed(path: Path, document: Mapping[str, Any]) -> Manifest:
         values["weights"] = {part: tuple(names) for part, names in values["weights"].items()}
         if values["answer_weights"] is not None:
             values["answer_weights"] = tuple(map(numbers, values["answer_weights"]))
-        return Manifest(**values)
+        return Manifest(**values), dict(document["files"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"'{path}' is no bundle's manifest ({error!r}): {REMEDY}") from None
 

@@ -21,8 +21,10 @@ from eenet_jax.artifacts import read_json
 from eenet_jax.data import datasets, inputs
 from eenet_jax.dense import all_image_means
 from eenet_jax.errors import InputError
+from eenet_jax.execution.bundle import BundleAnswers
 from eenet_jax.execution.export import ImagePreprocessing, TextPreprocessing, export_bundle
 from eenet_jax.execution.manifest import WEIGHTS_FILE
+from eenet_jax.execution.run_bundle import answer_rows
 from eenet_jax.policies.eenet import EENet, num_features
 from eenet_jax.policies.max_prob import MaxProb
 from eenet_jax.policies.policy import Policy
@@ -522,6 +524,16 @@ def test_a_file_of_texts_is_answered_line_by_line(folder, tmp_path):
         rows = list(csv.DictReader(source))
     assert [int(row["class"]) for row in rows] == wanted.classes.tolist()
     assert [row["class_name"] for row in rows] == [NAMES[each] for each in wanted.classes]
+
+
+def test_of_labelled_pixels_the_commonest_class_is_named():
+    probs = np.asarray([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], [[0.6, 0.3, 0.1], [0.2, 0.1, 0.7]]])
+    logits = np.log(np.stack([probs, probs[..., [2, 1, 0]]])).astype(np.float32)
+    answers = BundleAnswers(logits=logits, exit_index=np.asarray([1, 0]), classes=logits.argmax(-1))
+    assert list(answer_rows(answers, NAMES))[1:] == [
+        (0, 0, "ant", "0.4", 1),
+        (1, 2, "cat", "0.4", 0),
+    ]
 
 
 def test_commands_that_cannot_be_run(folder, run, tmp_path, capsys):
