@@ -177,9 +177,12 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """Adaptive inference on a run's test samples, timed beside the full network."""
+    """Adaptive inference on a run's test samples, timed beside the full network; or of a bundle.
 
-    run: Positional[Path]
+    `eenet run RUN` measures a run; `eenet run --bundle DIR --inputs FILE` answers samples.
+    """
+
+    run: Positional[Path | None] = None
     """A training run's folder."""
     fit: Path | None = None
     """Folder of the fitted policies; the run's own by default."""
@@ -197,9 +200,20 @@ class Run:
     """Timed passes of everything; their median counts."""
     data_dir: str | None = None
     """Where prepared data sets lie; the training's own by default."""
+    bundle: Path | None = None
+    """A folder that `eenet export` wrote, in place of RUN."""
+    inputs: Path | None = None
+    """Samples for the bundle: .npz with images, or with input_ids and attention_mask, and with
+    labels where there are some; or .txt, a text a line."""
+    out: Path | None = None
+    """Where the bundle's answers go, as CSV."""
 
     def __call__(self) -> None:
         """Run the verb."""
+        if self.run is None:
+            self._run_bundle()
+            return
+        self._refuse("RUN", ("bundle", "inputs", "out"))
         from eenet_jax.execution.adaptive import print_measurements, run_adaptive
 
         print_measurements(
@@ -215,6 +229,59 @@ class Run:
                 data_dir=self.data_dir,
             )
         )
+
+    def _run_bundle(self) -> None:
+        if self.bundle is None or self.inputs is None:
+            raise InputError("nothing to run: give a run's folder, or --bundle with --inputs")
+        others = ("fit", "policy", "budgets", "strategies", "samples", "repeats", "data_dir")
+        self._refuse("--bundle", others)
+        from eenet_jax.execution.run_bundle import print_answered, run_bundle
+
+        print_answered(
+            run_bundle(self.bundle, self.inputs, out=self.out, batch_size=self.batch_size)
+        )
+
+    def _refuse(self, given: str, others: Sequence[str]) -> None:
+        """Raise InputError where an option is there that means nothing beside what is given."""
+        for field in dataclasses.fields(self):
+            if field.name in others and getattr(self, field.name) != field.default:
+                option = field.name.replace("_", "-")
+                raise InputError(f"--{option} means nothing with {given}: leave one of them out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run's network and one fitted policy as a bundle, which runs without their code."""
+
+    run: Positional[Path]
+    """A training run's folder."""
+    out: Path
+    """Folder to write; a bundle that is there is replaced."""
+    fit: Path | None = None
+    """Folder of the fitted policies; the run's own by default."""
+    policy: str = "eenet"
+    """Which policy."""
+    budget: str | None = None
+    """As typed for `eenet fit`; may be left out where one was fitted."""
+    data_dir: str | None = None
+    """Where prepared data sets lie; nothing is read from there."""
+    platforms: str = "cpu,cuda,tpu"
+    """To export for, separated by commas: of cpu, cuda, rocm, tpu."""
+
+    def __call__(self) -> None:
+        """Run the verb."""
+        from eenet_jax.execution.export import export_run
+
+        export_run(
+            self.run,
+            fit=self.fit,
+            policy=self.policy,
+            budget=self.budget,
+            out=self.out,
+            data_dir=self.data_dir,
+            platforms=_listed(self.platforms),
+        )
+        print(f"wrote {self.out}; next: eenet run --bundle {self.out} --inputs FILE.npz")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -311,6 +378,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "costs": Costs,
     "fit": Fit,
     "run": Run,
+    "export": Export,
     "report": Report,
     "convert": Convert,
     "demo": Demo,

@@ -43,7 +43,7 @@ class GridLinear(nn.Module):
         """Classify a feature map."""
         window = tuple(max(1, side // self.grid) for side in x.shape[1:3])
         cells = nn.avg_pool(x, window, strides=window)
-        return nn.Dense(self.num_classes, name="linear")(cells.reshape(len(x), -1))
+        return nn.Dense(self.num_classes, name="linear")(cells.reshape(x.shape[0], -1))
 
 
 class ConvHead(nn.Module):
