@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,15 +53,8 @@ class Reached:
         return self.carry, self.probs, self.measures, self.classes
 
     def each(self, function: Callable[[Array, int], Array]) -> "Reached":
-        """Every array by a function of itself and of its axis of samples.
-
-        What is kept of the exits has them as its first axis.
-        """
-        carry, *passed = self.parts()
-        return Reached(
-            jax.tree.map(lambda leaf: function(leaf, 0), carry),
-            *jax.tree.map(lambda leaf: function(leaf, 1), passed),
-        )
+        """Every array by a function of itself and of its axis of samples."""
+        return Reached(*each_part(function, self.parts()))
 
     @property
     def rows(self) -> int:
@@ -87,6 +81,18 @@ class Reached:
     def take(self, rows: Int[Array, " taken"]) -> "Reached":
         """These rows of the batch."""
         return self.each(lambda leaf, axis: jnp.take(leaf, rows, axis=axis, mode="clip"))
+
+
+def each_part(function: Callable[[Any, int], Any], parts: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    """`Reached.each` of parts, which may be shapes in the place of arrays.
+
+    What is kept of the exits has them as its first axis, and the samples as its second.
+    """
+    carry, *passed = parts
+    return (
+        jax.tree.map(lambda leaf: function(leaf, 0), carry),
+        *jax.tree.map(lambda leaf: function(leaf, 1), passed),
+    )
 
 
 def start(network: StagedNetwork, x: PyTree) -> Reached:

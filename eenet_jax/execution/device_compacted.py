@@ -2,7 +2,8 @@
 
 After each exit the survivors are gathered to the front, into the smallest of a few sizes that
 holds them, and `lax.switch` runs the next stage on that many. Every size is compiled into the
-program, which therefore takes longer to compile than the host-driven form does.
+program, which therefore takes longer to compile than the host-driven form does. Where a batch
+goes through in pieces, survivors of several pieces share one: `device_carry_over.py`.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from eenet_jax.execution.decision import Answers, Reached, advance, start
-from eenet_jax.execution.pieces import in_pieces
-from eenet_jax.execution.shards import on_devices
+from eenet_jax.execution.device_carry_over import carried_over
+from eenet_jax.execution.shards import Devices, on_devices
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
@@ -31,25 +32,41 @@ def switch_sizes(batch: int) -> tuple[int, ...]:
     return tuple(sorted(rounded | {batch}))
 
 
-def device_compacted(network: StagedNetwork, policy: Policy) -> Callable[[PyTree, PyTree], Answers]:
+def device_compacted(
+    network: StagedNetwork,
+    policy: Policy,
+    *,
+    piece: int | None = None,
+    devices: Devices = (),
+) -> Callable[[PyTree, PyTree], Answers]:
     """A jitted function (variables, batch) → `Answers`.
 
     Args:
       network: The network.
       policy: Fitted for its exits.
+      piece: Samples that a stage runs on at a time; by default all there are.
+      devices: Each takes a part of the batch, and compacts its own survivors: none of them ever
+        waits for another. By default the first alone.
     """
 
     def run(variables: PyTree, x: PyTree) -> Answers:
-        reached, logits, left = advance(network, policy, 0, variables, start(network, x))
-        batch = logits.shape[0]
-        # Where in the batch each of the samples at the front belongs, and who goes on.
-        places, stay, exits = jnp.arange(batch), ~left, jnp.zeros(batch, jnp.int32)
-        state = (reached.parts(), places, stay, logits, exits)
-        for k in range(1, network.num_exits):
-            state = _exit(network, policy, k, variables, state)
-        return Answers(*state[-2:])
+        batch = jax.tree.leaves(x)[0].shape[0]
+        if piece is not None and piece < batch:
+            return carried_over(network, policy, piece, variables, x)
+        return _switched(network, policy, variables, x)
 
-    return on_devices(in_pieces(run, piece), devices)
+    return on_devices(run, devices)
+
+
+def _switched(network: StagedNetwork, policy: Policy, variables: PyTree, x: PyTree) -> Answers:
+    reached, logits, left = advance(network, policy, 0, variables, start(network, x))
+    batch = logits.shape[0]
+    # Where in the batch each of the samples at the front belongs, and who goes on.
+    places, stay, exits = jnp.arange(batch), ~left, jnp.zeros(batch, jnp.int32)
+    state = (reached.parts(), places, stay, logits, exits)
+    for k in range(1, network.num_exits):
+        state = _exit(network, policy, k, variables, state)
+    return Answers(*state[-2:])
 
 
 def _exit(network, policy, k: int, variables, state):

@@ -30,18 +30,25 @@ def in_pieces(function: Pass, size: int | None) -> Pass:
         batch = jax.tree.leaves(x)[0].shape[0]
         if size >= batch:
             return function(variables, x)
-        whole = batch // size * size
+        whole, structures = batch // size * size, []
+
+        def leaves_of(piece: PyTree) -> list:
+            # Leaves, for a result with an axis of pieces need be no result of its kind.
+            leaves, structure = jax.tree.flatten(function(variables, piece))
+            structures.append(structure)
+            return leaves
 
         def one(start):
             # A slice each, rather than one large array rearranged beforehand.
-            piece = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), x)
-            return function(variables, piece)
+            return leaves_of(
+                jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), x)
+            )
 
         done = jax.lax.map(one, jnp.arange(0, whole, size))
-        done = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), done)
-        if whole == batch:
-            return done
-        rest = function(variables, jax.tree.map(lambda leaf: leaf[whole:], x))
-        return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), done, rest)
+        done = [leaf.reshape(whole, *leaf.shape[2:]) for leaf in done]
+        if whole < batch:
+            rest = leaves_of(jax.tree.map(lambda leaf: leaf[whole:], x))
+            done = [jnp.concatenate(both) for both in zip(done, rest, strict=True)]
+        return jax.tree.unflatten(structures[0], done)
 
     return run

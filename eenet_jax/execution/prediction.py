@@ -14,6 +14,7 @@ from scipy.special import gammaln, xlog1py, xlogy
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.buckets import measured_buckets
+from eenet_jax.execution.device_carry_over import finishing_sizes
 from eenet_jax.execution.device_compacted import switch_sizes
 from eenet_jax.execution.latency import StageLatency
 
@@ -42,8 +43,8 @@ def predict(
     - "masked": stage by stage on such pieces, in one program; a stage is skipped for a piece of p
       samples with the probability (1 - r_k)^p, r_k being the probability to reach it.
     - "compacted": a stage on its survivors, in the cheapest buckets that hold them.
-    - "device_compacted": in one program, a stage on the smallest of `switch_sizes` that holds its
-      survivors.
+    - "device_compacted": in one program, a stage on pieces of its survivors, and the last of them
+      on the smallest size that holds them; without pieces the smallest of `switch_sizes`.
     - "streaming": every stage on batches of its best size, filled by survivors of many batches.
 
     Args:
@@ -95,12 +96,17 @@ def _compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
 
 
 def _device_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    sizes = np.asarray(switch_sizes(batch))
-    # Nobody: the stage is skipped.
-    shares = survivor_shares(reach, batch)[:, 1:]
-    held = sizes[np.searchsorted(sizes, np.arange(1, batch + 1))]
-    work = [latency.stage_seconds(k, held) - latency.call_seconds for k in range(len(reach))]
-    return float(latency.call_seconds + (shares * np.asarray(work)).sum())
+    piece, counts = best_piece(latency, batch), np.arange(batch + 1)
+    sizes = np.asarray([0, *(finishing_sizes(piece) if piece < batch else switch_sizes(batch))])
+    whole = counts // piece if piece < batch else np.zeros_like(counts)
+    last = sizes[np.searchsorted(sizes, counts - whole * piece)]
+    shares, seconds = survivor_shares(reach, batch), latency.call_seconds
+    for k, share in enumerate(shares):
+        work = latency.stage_seconds(k, np.maximum(last, 1)) - latency.call_seconds
+        each = float(latency.stage_seconds(k, [piece])[0]) - latency.call_seconds
+        # Nobody: the stage is skipped.
+        seconds += float(share @ (whole * each + np.where(last > 0, work, 0.0)))
+    return seconds
 
 
 def _streaming(latency: StageLatency, reach: np.ndarray, batch: int) -> float:

@@ -132,6 +132,25 @@ def test_device_compacted_is_the_mean_over_everything_that_may_happen():
     assert found == pytest.approx(1.5e-3 / 20 + _enumerated(20, held), rel=1e-10)
 
 
+def test_device_compacted_in_pieces_runs_whole_ones_and_a_smaller_last():
+    # Pieces of 4 are best, finished by 1, 2 or 4.
+    latency = StageLatency(
+        device="d",
+        sizes=(1, 2, 4, 8),
+        seconds=np.asarray([[4.0, 7.0, 9.0, 80.0]] * 3),
+        full_seconds=np.asarray([12.0, 21.0, 27.0, 240.0]),
+        call_seconds=1.0,
+    )
+    assert best_piece(latency, 8) == 4
+    last = {0: 0.0, 1: 3.0, 2: 6.0, 3: 8.0}
+
+    def cost(k: int, n: int) -> float:
+        return n // 4 * 8.0 + last[n % 4]
+
+    found = predict(latency, RATES, 8, "device_compacted")
+    assert found == pytest.approx(1 / 8 + _enumerated(8, cost), rel=1e-10)
+
+
 def test_masked_agrees_with_simulation():
     batch, runs = 6, 40_000
     exits = np.random.default_rng(0).choice(3, size=(runs, batch), p=RATES)

@@ -96,7 +96,9 @@ def _strategies(name: str, kind: str):
 def _all_of(network, policy, batch_size):
     return (
         masked(network, policy),
+        masked(network, policy, piece=4),
         device_compacted(network, policy),
+        device_compacted(network, policy, piece=4),
         Compacted(network, policy, batch_size),
     )
 
