@@ -190,8 +190,10 @@ class Run:
     """Which policy."""
     budgets: str | None = None
     """As typed for `eenet fit`, separated by commas; all that were fitted by default."""
-    strategies: str = "masked,compacted,device_compacted"
-    """Separated by commas."""
+    strategies: Annotated[str, tyro.conf.arg(aliases=("--strategy",))] = (
+        "masked,compacted,device_compacted,streaming,auto"
+    )
+    """Separated by commas; auto picks the fastest, and says why."""
     batch_size: int = 256
     """Samples in a batch."""
     samples: int | None = None

@@ -14,12 +14,12 @@ from eenet_jax.data import inputs, pipeline
 from eenet_jax.data.split import Split
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
-from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement, to_json
+from eenet_jax.execution.measure import REFERENCES, STRATEGIES, Bench, Measurement, to_json
 from eenet_jax.policies.policy import Policy, load_policy
 from eenet_jax.predictions import load_network, open_run_split
 from eenet_jax.types import PyTree
 
-WIDTH = 120
+WIDTH = 132
 
 
 def find_policies(fit: Path, name: str, budgets: Sequence[str] | None) -> list[Policy]:
@@ -55,7 +55,10 @@ def run_adaptive(
     repeats: int = 7,
     data_dir: str | None = None,
 ) -> list[Measurement]:
-    """Measure adaptive inference on a run's test images; writes `FIT/execution.json`.
+    """Measure adaptive inference on a run's test samples; writes `FIT/execution.json`.
+
+    The latencies of the network's stages are kept in `RUN/stage_latency.json`, and measured
+    anew where that is of another device, other samples or smaller batches.
 
     Args:
       run: Folder of the training run.
@@ -87,7 +90,8 @@ def run_adaptive(
     if samples is not None:
         split = split.take(np.arange(min(samples, len(split))), "test")
     batches = _inputs(split, min(batch_size, len(split)))
-    bench = Bench(network, variables, batches, repeats, device_name())
+    kept = Path(run) / "stage_latency.json"
+    bench = Bench(network, variables, batches, repeats, device_name(), kept)
     measured = [row for each in fitted for row in bench.measure(each, strategies)]
     _keep(fit / "execution.json", measured)
     return measured
@@ -126,11 +130,12 @@ def print_measurements(measured: Sequence[Measurement], console: Console | None 
     )
     for heading in ("budget", "strategy", "samples/s", "speed-up", "ideal", "realised/ideal"):
         table.add_column(heading, justify="right")
+    table.add_column("p50 / p95 ms", justify="right")
     table.add_column("% left at each exit", justify="right")
     table.add_column("exits as decided", justify="right")
     for row in measured:
         share = "" if row.realised_over_ideal is None else f"{row.realised_over_ideal:.2f}"
-        adaptive = row.strategy not in ("full", "last_exit")
+        adaptive = row.strategy not in REFERENCES
         table.add_row(
             f"{row.budget:.4g}",
             row.strategy,
@@ -138,7 +143,11 @@ def print_measurements(measured: Sequence[Measurement], console: Console | None 
             f"{row.speedup:.2f}",
             f"{row.ideal_speedup:.2f}" if adaptive else "",
             share,
+            f"{row.p50_ms:.3g} / {row.p95_ms:.3g}",
             " ".join(f"{100 * rate:.1f}" for rate in row.exit_rates) if adaptive else "",
             f"{100 * row.same_exits:.2f} %" if adaptive else "",
         )
     console.print(table)
+    for row in measured:
+        if row.picked:
+            console.print(f"budget {row.budget:.4g}, auto picked {row.picked}", highlight=False)

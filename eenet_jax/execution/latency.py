@@ -1,5 +1,6 @@
 """How long each stage takes at each batch size, measured and kept with the device's name."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
@@ -32,6 +33,8 @@ class StageLatency:
         waiting for who leaves are included, as that is what each call costs.
       full_seconds: Of the full network's own jitted pass, [sizes].
       call_seconds: Of a call that has nothing to do; part of all of the above.
+      sample_shape: Of what was measured, without the batch axis; of tokens, (length,). Empty
+        where that is not known.
     """
 
     device: str
@@ -39,6 +42,7 @@ class StageLatency:
     seconds: Float[np.ndarray, "exits sizes"]
     full_seconds: Float[np.ndarray, " sizes"]
     call_seconds: float
+    sample_shape: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("seconds", "full_seconds"):
@@ -68,6 +72,7 @@ class StageLatency:
             {
                 "format": FORMAT,
                 "device": self.device,
+                "sample_shape": list(self.sample_shape),
                 "sizes": list(self.sizes),
                 "seconds": self.seconds.tolist(),
                 "full_seconds": self.full_seconds.tolist(),
@@ -114,7 +119,41 @@ def measure_stage_latency(
         seconds=np.asarray(seconds).T,
         full_seconds=np.asarray(full_seconds),
         call_seconds=_call_seconds(),
+        sample_shape=shape_of_sample(x),
     )
+
+
+def shape_of_sample(x: PyTree) -> tuple[int, ...]:
+    """Of a batch's samples; of tokens, (length,)."""
+    return tuple(jax.tree.leaves(x)[0].shape[1:])
+
+
+def cached_stage_latency(
+    path: Path,
+    network: StagedNetwork,
+    policy: Policy,
+    variables: PyTree,
+    x: PyTree,
+    sizes: Sequence[int],
+) -> StageLatency:
+    """The table kept at `path` where it is of this device, samples and sizes; else a new one.
+
+    Args:
+      path: Of the table; a new one is kept there.
+      network: The network.
+      policy: Any that is fitted for its exits.
+      variables: Of the network.
+      x: At least one sample of the shape to measure.
+      sizes: Batch sizes that are needed.
+    """
+    with contextlib.suppress(InputError):
+        kept = load_stage_latency(path)
+        same = (kept.device, kept.sample_shape) == (device_name(), shape_of_sample(x))
+        if same and set(sizes) <= set(kept.sizes) and len(kept.seconds) == network.num_exits:
+            return kept
+    measured = measure_stage_latency(network, policy, variables, x, sizes)
+    measured.save(path)
+    return measured
 
 
 def _call_seconds(repeats: int = 101) -> float:
@@ -168,4 +207,5 @@ def load_stage_latency(path: str | Path) -> StageLatency:
         seconds=np.asarray(value["seconds"], np.float64),
         full_seconds=np.asarray(value["full_seconds"], np.float64),
         call_seconds=float(value["call_seconds"]),
+        sample_shape=tuple(value["sample_shape"]),
     )

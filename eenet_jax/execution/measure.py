@@ -5,22 +5,40 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from eenet_jax.costs import measure_latency
 from eenet_jax.dense import all_image_means
 from eenet_jax.errors import InputError
+from eenet_jax.execution.auto import choose_strategy
 from eenet_jax.execution.compacted import Compacted
-from eenet_jax.execution.device_compacted import device_compacted
-from eenet_jax.execution.masked import masked
+from eenet_jax.execution.latency import (
+    StageLatency,
+    cached_stage_latency,
+    measure_stage_latency,
+)
+from eenet_jax.execution.pieces import in_pieces
+from eenet_jax.execution.prediction import best_piece
+from eenet_jax.execution.strategies import (
+    BATCHED,
+    Strategy,
+    build_strategy,
+    build_stream,
+    samples_of,
+)
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
-STRATEGIES = ("masked", "compacted", "device_compacted")
+STRATEGIES = ("masked", "compacted", "device_compacted", "streaming", "auto")
+REFERENCES = ("full", "last_exit", "full_in_pieces")
+"""What no policy decides on: the full network, and for orientation two others."""
+TRIED_BATCHES = 2
+LATENCY_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +49,8 @@ class Measurement:
       policy: Its name.
       budget: As given when it was fitted.
       strategy: "full" (every exit for everybody), "last_exit" (the backbone and its last head
-        alone), or one of `STRATEGIES`.
+        alone), "full_in_pieces" (every exit, in pieces of the batch that suit the device), or
+        one of `STRATEGIES`.
       batch_size: Samples a batch.
       samples: Samples in one timed pass.
       samples_per_second: At the median pass.
@@ -42,10 +61,16 @@ class Measurement:
       ideal_speedup: T_full / T_ideal, T_ideal being T_full times the sum over stages of the
         stage's part of the summed stage times and the share of samples that reaches it.
       realised_over_ideal: (T_full - T) / (T_full - T_ideal); None where nothing can be saved.
+      realised_over_pieces: The same with "full_in_pieces" in the place of "full", where that is
+        faster: what pieces save by themselves is not counted as saved by leaving early.
+      p50_ms: Of samples, from being handed over to being answered: the whole batch's time, and
+        for a stream each sample's own.
+      p95_ms: Likewise.
       exit_rates: Share that left at each exit.
       same_exits: Share of samples that left where the policy's decision on the full network's
         outputs says; below 1 only where a score is within rounding of its threshold.
       device: Its name.
+      picked: What "auto" picked, and why; empty for the others.
     """
 
     policy: str
@@ -60,9 +85,32 @@ class Measurement:
     speedup: float
     ideal_speedup: float
     realised_over_ideal: float | None
+    realised_over_pieces: float | None
+    p50_ms: float
+    p95_ms: float
     exit_rates: tuple[float, ...]
     same_exits: float
     device: str
+    picked: str = ""
+
+
+@dataclasses.dataclass
+class _Timed:
+    """Passes of one strategy over all batches.
+
+    Attributes:
+      run: One pass: where samples left, and the seconds that each waited for its answer.
+      picked: See `Measurement`.
+      exits: Where samples left in the first pass, which warms up.
+      seconds: Of each timed pass.
+      waits: Of each sample in each timed pass, in seconds.
+    """
+
+    run: Callable[[], tuple[np.ndarray, np.ndarray]]
+    picked: str = ""
+    exits: np.ndarray | None = None
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    waits: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 class Bench:
@@ -74,6 +122,8 @@ class Bench:
       batches: Inputs [batch, …] on the host; the last may have fewer samples.
       repeats: Timed passes of everything.
       device: Name to report.
+      latency_path: Where the latencies of the network's stages are kept, and looked for; None
+        measures them anew.
     """
 
     def __init__(
@@ -83,9 +133,12 @@ class Bench:
         batches: Sequence[PyTree],
         repeats: int,
         device: str,
+        latency_path: Path | None = None,
     ):
         self.network, self.variables = network, variables
         self.repeats, self.device = repeats, device
+        self.latency: StageLatency | None = None
+        self._latency_path = latency_path
         self.batches = [jax.device_put(batch) for batch in batches]
         sizes = [jax.tree.leaves(batch)[0].shape[0] for batch in batches]
         self.batch_size, self.samples = sizes[0], sum(sizes)
@@ -108,42 +161,128 @@ class Bench:
         return np.asarray(probs), np.asarray(measures)
 
     def measure(self, policy: Policy, strategies: Sequence[str] = STRATEGIES) -> list[Measurement]:
-        """Time the full network, its last exit alone, and each strategy, pass by pass in turn.
+        """Time the references and each strategy, pass by pass in turn.
 
         Args:
           policy: Fitted for the network's exits.
           strategies: Of `STRATEGIES`.
 
         Returns:
-          One measurement a strategy, "full" and "last_exit" first.
+          One measurement a strategy, those of `REFERENCES` first.
+
+        Raises:
+          InputError: an unknown strategy.
         """
-        calls = self._calls(policy, strategies)
-        exits = {name: self._exits(name, call, policy) for name, call in calls.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for name in strategies:
+            if name not in STRATEGIES:
+                raise InputError(f"strategy '{name}' is unknown: choose {', '.join(STRATEGIES)}")
+        if self.latency is None:
+            self.latency = self._measure_latency(policy)
+        timed = {name: self._timed(name, policy) for name in (*REFERENCES, *strategies)}
+        for each in timed.values():
+            each.exits, _ = each.run()
         for _ in range(self.repeats):
-            for name, call in calls.items():
-                seconds[name].append(self._time(call))
-        full = statistics.median(seconds["full"])
+            for each in timed.values():
+                began = time.perf_counter()
+                _, waits = each.run()
+                each.seconds.append(time.perf_counter() - began)
+                each.waits.append(waits)
+        full = statistics.median(timed["full"].seconds)
+        in_pieces = min(full, statistics.median(timed["full_in_pieces"].seconds))
         wanted = policy.decide(self.probs, self.measures)
         return [
-            self._measurement(policy, name, times, full, exits[name], wanted)
-            for name, times in seconds.items()
+            self._measurement(policy, name, each, full, in_pieces, wanted)
+            for name, each in timed.items()
         ]
 
-    def _calls(self, policy: Policy, strategies: Sequence[str]) -> dict[str, Callable]:
-        calls: dict[str, Callable] = {"full": self._full, "last_exit": self._last}
-        for name in strategies:
-            if name == "masked":
-                calls[name] = masked(self.network, policy)
-            elif name == "device_compacted":
-                calls[name] = device_compacted(self.network, policy)
-            elif name == "compacted":
-                calls[name] = Compacted(self.network, policy, self.batch_size)
-                for x in self._shapes():
-                    calls[name].warm_up(self.variables, x)
-            else:
-                raise InputError(f"strategy '{name}' is unknown: choose {', '.join(STRATEGIES)}")
-        return calls
+    def _measure_latency(self, policy: Policy) -> StageLatency:
+        sizes = [*(size for size in LATENCY_SIZES if size < self.batch_size), self.batch_size]
+        asked = (self.network, policy, self.variables, self.batches[0], sizes)
+        if self._latency_path is None:
+            return measure_stage_latency(*asked)
+        return cached_stage_latency(self._latency_path, *asked)
+
+    def _timed(self, name: str, policy: Policy) -> _Timed:
+        assert self.latency is not None
+        if name == "full":
+            return self._fixed(self._full)
+        if name == "last_exit":
+            return self._fixed(self._last)
+        if name == "full_in_pieces":
+            return self._fixed(self._in_pieces(best_piece(self.latency, self.batch_size)))
+        if name == "streaming":
+            return self._streaming(policy)
+        if name == "auto":
+            return self._auto(policy)
+        return self._batched(
+            build_strategy(name, self.network, policy, self.batch_size, self.latency)
+        )
+
+    def _in_pieces(self, piece: int) -> Callable[[PyTree, PyTree], Any]:
+        def samples_first(variables, x):
+            return jax.numpy.swapaxes(self.network.apply(variables, x), 0, 1)
+
+        return jax.jit(in_pieces(samples_first, piece))
+
+    def _fixed(self, call: Callable[[PyTree, PyTree], Any]) -> _Timed:
+        last = np.full(self.samples, self.network.num_exits - 1)
+        return _Timed(lambda: (last, self._one_by_one(call)[1]))
+
+    def _batched(self, strategy: Strategy, picked: str = "") -> _Timed:
+        if isinstance(strategy, Compacted):
+            for x in self._shapes():
+                strategy.warm_up(self.variables, x)
+
+        def run() -> tuple[np.ndarray, np.ndarray]:
+            answers, waits = self._one_by_one(strategy)
+            return np.concatenate([each.exit_index for each in answers]), waits
+
+        return _Timed(run, picked)
+
+    def _one_by_one(self, call: Callable[[PyTree, PyTree], Any]) -> tuple[list, np.ndarray]:
+        """All batches, each answer on the host before the next; and what samples waited."""
+        answers, waits = [], []
+        for x in self.batches:
+            began = time.perf_counter()
+            answers.append(jax.device_get(call(self.variables, x)))
+            count = jax.tree.leaves(x)[0].shape[0]
+            waits.append(np.full(count, time.perf_counter() - began))
+        return answers, np.concatenate(waits)
+
+    def _streaming(self, policy: Policy, picked: str = "") -> _Timed:
+        assert self.latency is not None
+        samples = [sample for x in self.batches for sample in samples_of(x)]
+        lengths = None
+        if self.network.inputs == "tokens":
+            lengths = sorted({jax.tree.leaves(x)[0].shape[1] for x in self.batches})
+        stream = build_stream(
+            self.network, self.variables, policy, self.batch_size, self.latency, lengths=lengths
+        )
+        for x in self._shapes():
+            stream.warm_up(samples_of(x)[0])
+
+        def run() -> tuple[np.ndarray, np.ndarray]:
+            exits, waits = np.zeros(self.samples, np.int32), np.zeros(self.samples)
+            for result in stream(samples):
+                if result.error is not None:
+                    raise InputError(f"sample {result.position} got no answer: {result.error}")
+                exits[result.position], waits[result.position] = result.exit_index, result.seconds
+            return exits, waits
+
+        return _Timed(run, picked)
+
+    def _auto(self, policy: Policy) -> _Timed:
+        assert self.latency is not None
+        wanted = policy.decide(self.probs, self.measures)
+        rates = np.bincount(wanted, minlength=policy.num_exits) / self.samples
+        choice = choose_strategy(
+            self.network, self.variables, policy, self.batches[:TRIED_BATCHES], self.latency,
+            rates.tolist(), names=(*BATCHED[1:], "streaming"),
+        )  # fmt: skip
+        picked = f"{choice.name}: {choice.why}"
+        if choice.run is None:
+            return self._streaming(policy, picked)
+        return self._batched(choice.run, picked)
 
     def _shapes(self) -> list[PyTree]:
         """A batch of each shape; texts have several, and the last batch's own needs no bucket."""
@@ -154,26 +293,12 @@ class Bench:
                 found[leaf.shape] = x
         return list(found.values())
 
-    def _exits(self, name: str, call: Callable, policy: Policy) -> Int[np.ndarray, " samples"]:
-        """Where samples leave; running every batch once also warms up."""
-        results = [call(self.variables, x) for x in self.batches]
-        if name in ("full", "last_exit"):
-            jax.block_until_ready(results)
-            return np.full(self.samples, policy.num_exits - 1)
-        return np.concatenate([np.asarray(result.exit_index) for result in results])
-
-    def _time(self, call: Callable) -> float:
-        """Seconds for one pass over all batches, each answer on the host before the next."""
-        start = time.perf_counter()
-        for x in self.batches:
-            jax.device_get(call(self.variables, x))
-        return time.perf_counter() - start
-
-    def _measurement(self, policy, name, times, full, exits, wanted) -> Measurement:
-        median = statistics.median(times)
-        adaptive = name not in ("full", "last_exit")
+    def _measurement(self, policy, name, timed: _Timed, full, in_pieces, wanted) -> Measurement:
+        median, waits = statistics.median(timed.seconds), 1e3 * np.concatenate(timed.waits)
+        adaptive, exits = name not in REFERENCES, np.asarray(timed.exits)
         rates = np.bincount(exits, minlength=policy.num_exits) / self.samples
-        ideal = full * self._ideal_share(rates) if adaptive else full
+        share = self._ideal_share(rates) if adaptive else 1.0
+        realised = [_ratio(t - median, t * (1 - share)) for t in (full, in_pieces)]
         return Measurement(
             policy=policy.name,
             budget=policy.budget,
@@ -182,14 +307,18 @@ class Bench:
             samples=self.samples,
             samples_per_second=self.samples / median,
             median_seconds=median,
-            spread_seconds=max(times) - min(times),
+            spread_seconds=max(timed.seconds) - min(timed.seconds),
             repeats=self.repeats,
             speedup=full / median,
-            ideal_speedup=full / ideal,
-            realised_over_ideal=_ratio(full - median, full - ideal) if adaptive else None,
+            ideal_speedup=1 / share,
+            realised_over_ideal=realised[0] if adaptive else None,
+            realised_over_pieces=realised[1] if adaptive else None,
+            p50_ms=float(np.percentile(waits, 50)),
+            p95_ms=float(np.percentile(waits, 95)),
             exit_rates=tuple(float(rate) for rate in rates),
             same_exits=float((exits == wanted).mean()) if adaptive else 1.0,
             device=self.device,
+            picked=timed.picked,
         )
 
     def _ideal_share(self, rates: Float[np.ndarray, " exits"]) -> float:

@@ -7,7 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from eenet_jax.execution.decision import Answers
+from eenet_jax.execution.streaming import Stream
 from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.policies.policy import Policy
 
 
 class HandOn(nn.Module):
@@ -44,3 +47,14 @@ def replay_network(
 def exit_probs(logits: Float[np.ndarray, "batch exits classes"]) -> np.ndarray:
     """Softmax outputs in the order of predictions, [exits, batch, classes]."""
     return np.asarray(jax.nn.softmax(np.swapaxes(logits, 0, 1)))
+
+
+def streamed(network: MultiExitNetwork, policy: Policy, **settings):
+    """A stream as a function (variables, batch) → `Answers`, to compare it with the others."""
+
+    def run(variables, x: np.ndarray) -> Answers:
+        results = list(Stream(network, variables, policy, ordered=True, **settings)(x))
+        logits = np.stack([result.logits for result in results])
+        return Answers(logits, np.asarray([result.exit_index for result in results], np.int32))
+
+    return run

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from jaxtyping import Array, Float
+from replay import streamed
 
 from eenet_jax.dense import all_image_means
 from eenet_jax.execution.compacted import Compacted
@@ -70,13 +71,17 @@ POLICIES = (
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
-@pytest.mark.parametrize("strategy", ["masked", "device_compacted", "compacted"])
+@pytest.mark.parametrize(
+    "strategy", ["masked", "device_compacted", "in pieces", "compacted", "streaming"]
+)
 def test_images_leave_where_the_simulation_says(images, simulated, policy, strategy):
     logits, probs, measures = simulated
     run = {
         "masked": lambda: masked(NETWORK, policy),
         "device_compacted": lambda: device_compacted(NETWORK, policy),
+        "in pieces": lambda: device_compacted(NETWORK, policy, piece=4),
         "compacted": lambda: Compacted(NETWORK, policy, IMAGES),
+        "streaming": lambda: streamed(NETWORK, policy, batch_size=8),
     }[strategy]()
     answers = run(NOTHING, images)
     wanted = policy.decide(probs, measures)

@@ -16,7 +16,8 @@ from eenet_jax.data import datasets
 from eenet_jax.data.images import ImageSplit
 from eenet_jax.errors import InputError
 from eenet_jax.execution import adaptive
-from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement, to_json
+from eenet_jax.execution.latency import load_stage_latency
+from eenet_jax.execution.measure import REFERENCES, STRATEGIES, Bench, Measurement, _Timed, to_json
 from eenet_jax.policies.max_prob import MaxProb
 
 EXITS, CLASSES = 3, 2
@@ -55,7 +56,7 @@ def test_no_sample_is_left_out(bench):
 
 def test_strategies_are_measured_beside_the_full_network(bench):
     measured = bench.measure(_policy(), STRATEGIES)
-    assert [row.strategy for row in measured] == ["full", "last_exit", *STRATEGIES]
+    assert [row.strategy for row in measured] == [*REFERENCES, *STRATEGIES]
     for row in measured:
         assert row.samples_per_second == pytest.approx(8 / row.median_seconds)
         assert row.speedup == pytest.approx(measured[0].median_seconds / row.median_seconds)
@@ -63,11 +64,15 @@ def test_strategies_are_measured_beside_the_full_network(bench):
         assert (row.policy, row.budget, row.device) == ("max_prob", 2.0, "some device")
         assert (row.samples, row.batch_size, row.repeats) == (8, 3, 2)
         assert row.spread_seconds >= 0
-    for row in measured[:2]:
+        # Nobody waits longer than a pass takes.
+        assert 0 < row.p50_ms <= row.p95_ms
+        assert row.p95_ms <= 1e3 * (row.median_seconds + row.spread_seconds)
+    for row in measured[: len(REFERENCES)]:
         assert row.exit_rates == (0.0, 0.0, 1.0)
         assert (row.ideal_speedup, row.realised_over_ideal) == (1.0, None)
-    for row in measured[2:]:
+    for row in measured[len(REFERENCES) :]:
         assert row.exit_rates == (0.5, 0.25, 0.25)
+    assert [bool(row.picked) for row in measured] == [False] * 7 + [True]
 
 
 def _with_parts(bench: Bench, parts) -> Bench:
@@ -85,28 +90,35 @@ def test_the_ideal_is_each_stage_for_those_who_reach_it(bench, rates, share):
     assert bench._ideal_share(np.asarray(rates, float)) == pytest.approx(share)
 
 
+def _row(bench: Bench, name: str, seconds, exits, wanted=None, full=10.0, in_pieces=10.0):
+    waits = [np.linspace(0.001, 0.1, len(exits)) for _ in seconds]
+    timed = _Timed(lambda: (exits, waits[0]), "", np.asarray(exits), list(seconds), waits)
+    wanted = np.asarray(exits if wanted is None else wanted)
+    return bench._measurement(_policy(), name, timed, full, in_pieces, wanted)
+
+
 def test_realised_saving_is_held_against_the_ideal_one(bench):
     bench = _with_parts(bench, [0.5, 0.3, 0.2])
-    wanted = np.asarray([0, 0, 1, 0, 1, 2, 0, 2])
-    exits = np.asarray([0, 0, 1, 0, 1, 2, 0, 1])
-    exits_as_ideal = wanted
-    row = bench._measurement(_policy(), "compacted", [9.0, 7.0, 8.0], 10.0, exits_as_ideal, wanted)
+    wanted = [0, 0, 1, 0, 1, 2, 0, 2]
+    row = _row(bench, "compacted", [9.0, 7.0, 8.0], wanted, in_pieces=9.0)
     assert (row.median_seconds, row.spread_seconds) == (8.0, 2.0)
     assert row.samples_per_second == 1.0
     assert row.speedup == pytest.approx(1.25)
     assert row.ideal_speedup == pytest.approx(1 / 0.7)
     assert row.realised_over_ideal == pytest.approx((10 - 8) / (10 - 7))
+    assert row.realised_over_pieces == pytest.approx((9 - 8) / (9 - 6.3))
     assert row.same_exits == 1.0
-    off_by_one = bench._measurement(_policy(), "masked", [12.0], 10.0, exits, wanted)
+    assert row.p50_ms == pytest.approx(50.5)
+    assert row.p95_ms == pytest.approx(np.percentile(np.linspace(1, 100, 8).tolist() * 3, 95))
+    off_by_one = _row(bench, "masked", [12.0], [0, 0, 1, 0, 1, 2, 0, 1], wanted)
     assert off_by_one.same_exits == pytest.approx(7 / 8)
     assert off_by_one.realised_over_ideal < 0
-    nobody_early = np.full(8, 2)
-    row = bench._measurement(_policy(), "masked", [9.0], 10.0, nobody_early, nobody_early)
+    row = _row(bench, "masked", [9.0], [2] * 8)
     assert (row.ideal_speedup, row.realised_over_ideal) == (1.0, None)
 
 
 def test_a_measurement_becomes_json(bench):
-    row = bench._measurement(_policy(), "masked", [1.0], 2.0, np.zeros(8, int), np.zeros(8, int))
+    row = _row(bench, "masked", [1.0], [0] * 8)
     value = json.loads(json.dumps(to_json(row)))
     value["exit_rates"] = tuple(value["exit_rates"])
     assert Measurement(**value) == row
@@ -169,14 +181,31 @@ def run(fit, monkeypatch):
 def test_a_run_is_measured_and_its_measurements_kept(run):
     options = {"policy": "max_prob", "strategies": ("masked",), "batch_size": 4, "repeats": 1}
     measured = adaptive.run_adaptive(run, budgets=["1.5"], **options)
-    assert [row.strategy for row in measured] == ["full", "last_exit", "masked"]
+    assert [row.strategy for row in measured] == [*REFERENCES, "masked"]
     assert {row.samples for row in measured} == {9}
     kept = read_json(run / "execution.json")
     assert kept == [json.loads(json.dumps(to_json(row))) for row in measured]
     adaptive.run_adaptive(run, budgets=["3.0"], samples=2, **options)
     rows = read_json(run / "execution.json")
-    assert rows[:3] == kept
-    assert [(row["budget"], row["batch_size"]) for row in rows[3:]] == [(3.0, 2)] * 3
+    assert rows[:4] == kept
+    assert [(row["budget"], row["batch_size"]) for row in rows[4:]] == [(3.0, 2)] * 4
+
+
+def test_latencies_of_stages_are_measured_once_for_a_device(run):
+    options = {"policy": "max_prob", "strategies": ("compacted",), "repeats": 1}
+    adaptive.run_adaptive(run, budgets=["1.5"], batch_size=4, **options)
+    path = run / "stage_latency.json"
+    kept = load_stage_latency(path)
+    assert kept.sizes == (1, 2, 4)
+    assert kept.sample_shape == (8, 8, 1)
+    adaptive.run_adaptive(run, budgets=["1.5"], batch_size=2, **options)
+    np.testing.assert_array_equal(load_stage_latency(path).seconds, kept.seconds)
+    # Of another device it says nothing; and a larger batch asks for more.
+    dataclasses.replace(kept, device="another").save(path)
+    adaptive.run_adaptive(run, budgets=["1.5"], batch_size=4, **options)
+    assert load_stage_latency(path).device == kept.device
+    adaptive.run_adaptive(run, budgets=["1.5"], batch_size=9, **options)
+    assert load_stage_latency(path).sizes == (1, 2, 4, 8, 9)
 
 
 def test_what_cannot_be_measured_is_named(run):
@@ -190,11 +219,8 @@ def test_what_cannot_be_measured_is_named(run):
 
 def test_measurements_are_printed_as_a_table(bench):
     rows = [
-        bench._measurement(_policy(), name, [seconds], 10.0, np.asarray(exits), np.asarray(exits))
-        for name, seconds, exits in (
-            ("full", 10.0, [2] * 8),
-            ("masked", 8.0, [0, 0, 0, 0, 1, 1, 2, 2]),
-        )
+        _row(bench, "full", [10.0], [2] * 8),
+        _row(bench, "masked", [8.0], [0, 0, 0, 0, 1, 1, 2, 2]),
     ]
     sink = io.StringIO()
     adaptive.print_measurements(rows, Console(file=sink))

@@ -2,17 +2,22 @@
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay import exit_probs, replay_network
+from replay import exit_probs, replay_network, streamed
 
 from eenet_jax import networks
 from eenet_jax.errors import InputError
 from eenet_jax.execution.compacted import Compacted
+from eenet_jax.execution.decision import Answers
 from eenet_jax.execution.device_compacted import device_compacted, switch_sizes
 from eenet_jax.execution.masked import masked
 from eenet_jax.policies.eenet import EENet, num_features
@@ -204,11 +209,57 @@ def test_through_a_network_only_near_ties_may_differ(cnn, name):
     assert len(np.unique(wanted)) == EXITS
     clear = (np.abs(scores[:-1] - thresholds[:-1, None]) > 1e-5).all(0)
     assert clear.sum() >= 22
-    for run in _all_of(network, policy, 24):
+    for run in (*_all_of(network, policy, 24), streamed(network, policy, batch_size=8)):
         answers = run(variables, images)
         np.testing.assert_array_equal(np.asarray(answers.exit_index)[clear], wanted[clear])
         chosen = full[np.asarray(answers.exit_index), np.arange(24)]
         np.testing.assert_allclose(answers.logits, chosen, rtol=1e-4, atol=1e-5)
+
+
+ON_DEVICES = """
+import json, sys
+sys.path[:0] = {paths!r}
+import jax, numpy as np
+from test_same_exits import BATCH, NOTHING, POOL, _network, _policy, _thresholds
+from eenet_jax.execution.decision import Answers
+from eenet_jax.execution.device_compacted import device_compacted
+from eenet_jax.execution.masked import masked
+devices = tuple(jax.devices())
+logits = np.resize(POOL, (45, *POOL.shape[1:]))
+found = {{"devices": len(devices)}}
+for name in ("max_prob", "eenet", "combined"):
+    policy = _policy(name, _thresholds(name, "ties"))
+    for strategy in (masked, device_compacted):
+        for piece in (None, 2):
+            run = strategy(_network(), policy, piece=piece, devices=devices)
+            answers = run(NOTHING, logits)
+            found[f"{{name}} {{strategy.__name__}} {{piece}}"] = [
+                np.asarray(answers.exit_index).tolist(), np.asarray(answers.logits).tolist()
+            ]
+print(json.dumps(found))
+"""
+
+
+def test_on_eight_devices_each_does_its_own_part():
+    here = os.path.dirname(os.path.abspath(__file__))
+    # Fake devices share XLA's threads, which are as many as NPROC says, else as there are cores:
+    # with fewer than devices they would wait for one another.
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", ON_DEVICES.format(paths=[here, os.path.dirname(here)])],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "16"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("devices") == 8
+    assert len(found) == 12
+    # 45 samples don't divide by 8: nobody is lost, or answered by what fills up.
+    logits = np.resize(POOL, (45, *POOL.shape[1:]))
+    for name, (exits, said) in found.items():
+        answers = Answers(np.asarray(said, np.float32), np.asarray(exits, np.int32))
+        policy = _policy(name.split()[0], _thresholds(name.split()[0], "ties"))
+        check_agreement(policy, logits, lambda variables, x, answers=answers: answers)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8, 11, 64, 256, 1000])

@@ -114,6 +114,36 @@ def test_compacted_on_the_device_runs_the_smallest_size_that_holds_the_survivors
         assert counter.seen() == executed
 
 
+def test_pieces_run_full_until_the_end_and_then_the_smallest_size_that_holds_the_rest():
+    counter = Counter()
+    run = device_compacted(counter.network, _policy(), piece=4)
+    for exits, executed in (
+        ([0] * 12, [[4] * 3, [], []]),
+        # Six survivors of three pieces: one whole piece, and two behind it.
+        ([0, 1, 0, 1] * 3, [[4] * 3, [4, 2], []]),
+        ([0, 2, 0, 1] * 3, [[4] * 3, [4, 2], [4]]),
+        ([2] * 12, [[4] * 3] * 3),
+        ([0] * 11 + [2], [[4] * 3, [1], [1]]),
+    ):
+        answers = run(NOTHING, _leaving_at(exits))
+        np.testing.assert_array_equal(answers.exit_index, exits)
+        assert counter.seen() == executed
+    # Ten samples: the last piece reaches back for two that are not counted twice.
+    run = device_compacted(counter.network, _policy(), piece=4)
+    answers = run(NOTHING, _leaving_at([1] * 10))
+    np.testing.assert_array_equal(answers.exit_index, [1] * 10)
+    assert counter.seen() == [[4] * 3, [4, 4, 2], []]
+
+
+def test_masked_pieces_skip_for_themselves():
+    counter = Counter()
+    run = masked(counter.network, _policy(), piece=4)
+    exits = [0] * 4 + [1, 0, 0, 0] + [0] * 4 + [2, 0]
+    answers = run(NOTHING, _leaving_at(exits))
+    np.testing.assert_array_equal(answers.exit_index, exits)
+    assert counter.seen() == [[4, 4, 4, 2], [4, 2], [2]]
+
+
 @contextlib.contextmanager
 def _compilations() -> Iterator[list[str]]:
     """The events of programs being compiled meanwhile."""

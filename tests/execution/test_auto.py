@@ -1,0 +1,107 @@
+"""What is picked is what took least, and never what is slower than the full network."""
+
+import numpy as np
+import pytest
+from replay import exit_probs, replay_network
+
+from eenet_jax.errors import InputError
+from eenet_jax.execution import auto
+from eenet_jax.execution.auto import choose_strategy
+from eenet_jax.execution.planning import Device
+from eenet_jax.policies.max_prob import MaxProb
+
+EXITS, CLASSES, BATCH = 3, 2, 16
+NOTHING = {"params": {}, "batch_stats": {}}
+POLICY = MaxProb(
+    budget=2.0, costs=(1.0, 2.0, 4.0), thresholds=np.asarray([0.9, 0.9, -np.inf], np.float32)
+)
+LOGITS = np.random.default_rng(0).normal(0, 3, (BATCH, EXITS, CLASSES)).astype(np.float32)
+RATES = (0.5, 0.25, 0.25)
+
+
+def _latency(launch_seconds: float):
+    """Of a device on which calls cost so much."""
+    device = Device(
+        name="d",
+        launch_seconds=launch_seconds,
+        read_seconds=0.0,
+        peak_flops=1e9,
+        half_work=0.0,
+        source="a test",
+        predicted=True,
+    )
+    return device.table((1e6, 1e6, 1e6), (1, 2, 4, 8, 16))
+
+
+def _choose(monkeypatch, seconds, launch_seconds=0.0, names=("masked", "compacted")):
+    """The choice where trials take these seconds, by name; every trial is run all the same."""
+    tried = []
+
+    def trial(passes, count):
+        assert count == BATCH
+        for name, run in passes.items():
+            tried.append(name)
+            run()
+        return {name: seconds[name] for name in passes}
+
+    monkeypatch.setattr(auto, "_try", trial)
+    network = replay_network(EXITS, CLASSES)
+    latency = _latency(launch_seconds)
+    choice = choose_strategy(network, NOTHING, POLICY, [LOGITS], latency, RATES, names=names)
+    return choice, tried
+
+
+SECONDS = {"full": 1.0, "full in pieces": 0.95, "masked": 0.8, "compacted": 0.7, "streaming": 0.6}
+
+
+def test_the_one_that_took_least_is_picked_and_answers_as_the_policy_says(monkeypatch):
+    choice, tried = _choose(monkeypatch, SECONDS)
+    assert sorted(tried) == ["compacted", "full", "full in pieces", "masked"]
+    assert choice.name == "compacted"
+    assert choice.why == (
+        "compacted took 0.70 of the full network's time; full in pieces 0.95, masked 0.80"
+    )
+    assert choice.run is not None
+    answers = choice.run(NOTHING, LOGITS)
+    wanted = POLICY.decide(exit_probs(LOGITS))
+    np.testing.assert_array_equal(answers.exit_index, wanted)
+    np.testing.assert_array_equal(answers.logits, LOGITS[np.arange(BATCH), wanted])
+
+
+@pytest.mark.parametrize("least", [0.98, 1.2])
+def test_the_full_network_is_kept_where_nothing_is_worth_it(monkeypatch, least):
+    seconds = {name: max(least, value) for name, value in SECONDS.items()} | {"full": 1.0}
+    choice, _ = _choose(monkeypatch, seconds)
+    assert choice.name == "full"
+    assert "which is not worth it" in choice.why
+    assert choice.run is not None
+    answers = choice.run(NOTHING, LOGITS)
+    np.testing.assert_array_equal(answers.exit_index, POLICY.decide(exit_probs(LOGITS)))
+
+
+def test_those_predicted_to_be_slowest_are_not_tried(monkeypatch):
+    names = ("masked", "compacted", "device_compacted", "streaming")
+    seconds = SECONDS | {"device_compacted": 0.5}
+    # With cheap calls a stage for every survivor is best, and a stream has no padding at all.
+    choice, tried = _choose(monkeypatch, seconds, 1e-6, names)
+    assert set(tried) - {"full", "full in pieces"} == {"compacted", "streaming"}
+    assert choice.name == "streaming"
+    assert choice.run is None
+    # Where calls cost more than anything, one program is.
+    choice, tried = _choose(monkeypatch, seconds, 1.0, names)
+    assert "compacted" not in tried
+    assert choice.name == "device_compacted"
+    assert choice.predicted["device_compacted"] < choice.predicted["compacted"]
+
+
+def test_trials_are_timed_in_turn():
+    calls = []
+    found = auto._try({name: (lambda name=name: calls.append(name)) for name in "ab"}, 10)
+    assert calls == list("ab") * (1 + auto.TRIALS)
+    assert found.keys() == {"a", "b"}
+    assert min(found.values()) >= 0
+
+
+def test_without_batches_nothing_can_be_tried():
+    with pytest.raises(InputError, match="no batches to try strategies on"):
+        choose_strategy(replay_network(EXITS, CLASSES), NOTHING, POLICY, [], _latency(0.0), RATES)
