@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -16,10 +17,14 @@ from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.decision import Reached, compile_advance, start
+from eenet_jax.execution.pieces import in_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
 FORMAT = "eenet_jax.stage_latency.1"
+PIECED_BATCH = 64
+"""Samples that are put through in pieces, to see what size of them costs least."""
+LONG_SECONDS = 3.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -32,7 +37,9 @@ class StageLatency:
       seconds: Of stage k, its exit head and the decision, [exits, sizes]; dispatching it and
         waiting for who leaves are included, as that is what each call costs.
       full_seconds: Of the full network's own jitted pass, [sizes].
-      call_seconds: Of a call that has nothing to do; part of all of the above.
+      piece_seconds: Per sample, of the full network on a batch in pieces of each size, one after
+        the other inside one program, [sizes].
+      call_seconds: Of a call that has nothing to do; part of all of the above but the last.
       sample_shape: Of what was measured, without the batch axis; of tokens, (length,). Empty
         where that is not known.
     """
@@ -41,11 +48,12 @@ class StageLatency:
     sizes: tuple[int, ...]
     seconds: Float[np.ndarray, "exits sizes"]
     full_seconds: Float[np.ndarray, " sizes"]
+    piece_seconds: Float[np.ndarray, " sizes"]
     call_seconds: float
     sample_shape: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("seconds", "full_seconds"):
+        for name in ("seconds", "full_seconds", "piece_seconds"):
             values = getattr(self, name)
             if not (np.isfinite(values) & (values > 0)).all():
                 raise InputError(f"{name} of '{self.device}' are not all positive: measure again")
@@ -76,6 +84,7 @@ class StageLatency:
                 "sizes": list(self.sizes),
                 "seconds": self.seconds.tolist(),
                 "full_seconds": self.full_seconds.tolist(),
+                "piece_seconds": self.piece_seconds.tolist(),
                 "call_seconds": self.call_seconds,
             },
         )
@@ -108,16 +117,19 @@ def measure_stage_latency(
     sizes = tuple(sorted(set(sizes)))
     steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
     full, begin = jax.jit(network.apply), jax.jit(lambda x: start(network, x))
-    seconds, full_seconds = [], []
+    pieced = _batch_of(x, min(sizes[-1], PIECED_BATCH))
+    seconds, full_seconds, piece_seconds = [], [], []
     for size in sizes:
-        batch = jax.tree.map(lambda leaf, size=size: _repeated(leaf, size), x)
+        batch = _batch_of(x, size)
         full_seconds.append(_median(lambda batch=batch: full(variables, batch), repeats))
         seconds.append(_stage_seconds(steps, variables, begin(batch), repeats))
+        piece_seconds.append(_seconds_in_pieces(network, variables, pieced, size, repeats))
     return StageLatency(
         device=device_name(),
         sizes=sizes,
         seconds=np.asarray(seconds).T,
         full_seconds=np.asarray(full_seconds),
+        piece_seconds=np.asarray(piece_seconds),
         call_seconds=_call_seconds(),
         sample_shape=shape_of_sample(x),
     )
@@ -161,6 +173,28 @@ def _call_seconds(repeats: int = 101) -> float:
     return _median(lambda: np.asarray(nothing(x)), repeats)
 
 
+def full_in_pieces(
+    network: StagedNetwork, piece: int | None
+) -> Callable[[PyTree, PyTree], Float[jax.Array, "batch exits *dense classes"]]:
+    """A jitted function (variables, batch) → logits of every exit, samples first.
+
+    Args:
+      network: The network.
+      piece: Samples that go through together; None for the batch.
+    """
+
+    def samples_first(variables: PyTree, x: PyTree) -> jax.Array:
+        return jnp.swapaxes(network.apply(variables, x), 0, 1)
+
+    return jax.jit(in_pieces(samples_first, piece))
+
+
+def _seconds_in_pieces(network, variables, batch: PyTree, piece: int, repeats: int) -> float:
+    """Per sample."""
+    run, count = full_in_pieces(network, piece), jax.tree.leaves(batch)[0].shape[0]
+    return _median(lambda: run(variables, batch), repeats) / count
+
+
 def _stage_seconds(
     steps: Sequence[Callable], variables: PyTree, reached: Reached, repeats: int
 ) -> list[float]:
@@ -177,19 +211,19 @@ def _stage_seconds(
 
 
 def _median(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds, after one call that warms up."""
+    """Seconds, after one call that warms up; of fewer calls where they take long."""
     jax.block_until_ready(call())
     taken = []
-    for _ in range(repeats):
+    while len(taken) < repeats and sum(taken) < LONG_SECONDS:
         began = time.perf_counter()
         jax.block_until_ready(call())
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
 
 
-def _repeated(leaf: Any, size: int) -> np.ndarray:
-    """The first `size` rows, from the first again where there are fewer."""
-    return np.resize(np.asarray(leaf), (size, *np.shape(leaf)[1:]))
+def _batch_of(x: PyTree, size: int) -> PyTree:
+    """So many samples, from the first again where there are fewer."""
+    return jax.tree.map(lambda leaf: np.resize(np.asarray(leaf), (size, *np.shape(leaf)[1:])), x)
 
 
 def load_stage_latency(path: str | Path) -> StageLatency:
@@ -206,6 +240,7 @@ def load_stage_latency(path: str | Path) -> StageLatency:
         sizes=tuple(value["sizes"]),
         seconds=np.asarray(value["seconds"], np.float64),
         full_seconds=np.asarray(value["full_seconds"], np.float64),
+        piece_seconds=np.asarray(value["piece_seconds"], np.float64),
         call_seconds=float(value["call_seconds"]),
         sample_shape=tuple(value["sample_shape"]),
     )

@@ -20,9 +20,9 @@ from eenet_jax.execution.compacted import Compacted
 from eenet_jax.execution.latency import (
     StageLatency,
     cached_stage_latency,
+    full_in_pieces,
     measure_stage_latency,
 )
-from eenet_jax.execution.pieces import in_pieces
 from eenet_jax.execution.prediction import best_piece
 from eenet_jax.execution.strategies import (
     BATCHED,
@@ -209,7 +209,9 @@ class Bench:
         if name == "last_exit":
             return self._fixed(self._last)
         if name == "full_in_pieces":
-            return self._fixed(self._in_pieces(best_piece(self.latency, self.batch_size)))
+            return self._fixed(
+                full_in_pieces(self.network, best_piece(self.latency, self.batch_size))
+            )
         if name == "streaming":
             return self._streaming(policy)
         if name == "auto":
@@ -217,12 +219,6 @@ class Bench:
         return self._batched(
             build_strategy(name, self.network, policy, self.batch_size, self.latency)
         )
-
-    def _in_pieces(self, piece: int) -> Callable[[PyTree, PyTree], Any]:
-        def samples_first(variables, x):
-            return jax.numpy.swapaxes(self.network.apply(variables, x), 0, 1)
-
-        return jax.jit(in_pieces(samples_first, piece))
 
     def _fixed(self, call: Callable[[PyTree, PyTree], Any]) -> _Timed:
         last = np.full(self.samples, self.network.num_exits - 1)

@@ -22,15 +22,18 @@ RATE_SUM_TOLERANCE = 1e-6
 
 
 def best_piece(latency: StageLatency, batch_size: int) -> int:
-    """The size, up to the batch, at which the full network costs least per sample.
+    """The size of pieces in which a batch costs least inside one program; itself, where whole.
 
     Args:
       latency: Of the network.
-      batch_size: Samples; the answer where every measured size is larger.
+      batch_size: Samples.
     """
-    sizes = [*(size for size in latency.sizes if size < batch_size), batch_size]
-    seconds = latency.full_pass_seconds(np.asarray(sizes, np.float64))
-    return sizes[int((seconds / np.asarray(sizes)).argmin())]
+    whole = float(latency.full_pass_seconds([batch_size])[0]) - latency.call_seconds
+    costs = {batch_size: whole / batch_size}
+    for size, seconds in zip(latency.sizes, latency.piece_seconds.tolist(), strict=True):
+        if size < batch_size:
+            costs[size] = seconds
+    return min(costs, key=lambda size: costs[size])
 
 
 def predict(
@@ -68,22 +71,30 @@ def _full(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
     return float(latency.full_pass_seconds(np.asarray([batch]))[0])
 
 
-def _pieces(latency: StageLatency, batch: int) -> list[int]:
+def _pieces(latency: StageLatency, batch: int) -> np.ndarray:
     piece = best_piece(latency, batch)
-    return [piece] * (batch // piece) + ([batch % piece] if batch % piece else [])
+    return np.asarray([piece] * (batch // piece) + ([batch % piece] if batch % piece else []))
+
+
+def _work(latency: StageLatency, k: int, rows: np.ndarray, piece: int) -> np.ndarray:
+    """Seconds of stage k on so many rows inside a program that works in pieces of that size."""
+    alone = latency.stage_seconds(k, rows) - latency.call_seconds
+    if piece not in latency.sizes:
+        return alone
+    # What the full network gains by not being called for each piece, its stages gain alike.
+    called = float(latency.full_pass_seconds([piece])[0]) - latency.call_seconds
+    inside = float(latency.piece_seconds[latency.sizes.index(piece)]) * piece
+    return alone * (inside / called)
 
 
 def _full_in_pieces(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    pieces = np.asarray(_pieces(latency, batch), np.float64)
-    work = latency.full_pass_seconds(pieces) - latency.call_seconds
-    return float(latency.call_seconds + work.sum())
+    return _masked(latency, np.ones_like(reach), batch)
 
 
 def _masked(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    pieces = np.asarray(_pieces(latency, batch), np.float64)
-    seconds = latency.call_seconds
+    pieces, seconds = _pieces(latency, batch), latency.call_seconds
     for k, chance in enumerate(reach):
-        work = latency.stage_seconds(k, pieces) - latency.call_seconds
+        work = _work(latency, k, pieces, int(pieces[0]))
         seconds += float(((1 - (1 - chance) ** pieces) * work).sum())
     return seconds
 
@@ -102,8 +113,8 @@ def _device_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> f
     last = sizes[np.searchsorted(sizes, counts - whole * piece)]
     shares, seconds = survivor_shares(reach, batch), latency.call_seconds
     for k, share in enumerate(shares):
-        work = latency.stage_seconds(k, np.maximum(last, 1)) - latency.call_seconds
-        each = float(latency.stage_seconds(k, [piece])[0]) - latency.call_seconds
+        work = _work(latency, k, np.maximum(last, 1), piece)
+        each = float(_work(latency, k, np.asarray([piece]), piece)[0])
         # Nobody: the stage is skipped.
         seconds += float(share @ (whole * each + np.where(last > 0, work, 0.0)))
     return seconds

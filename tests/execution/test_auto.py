@@ -26,7 +26,7 @@ def _latency(launch_seconds: float):
         launch_seconds=launch_seconds,
         read_seconds=0.0,
         peak_flops=1e9,
-        half_work=0.0,
+        half_work=1e6,
         source="a test",
         predicted=True,
     )

@@ -86,6 +86,7 @@ def test_measured_sizes_up_to_the_batch_are_used_where_they_cost_least_per_sampl
         # The first stage is best at 16, the second at 64.
         seconds=np.asarray([[3.0, 8.0, 40.0], [3.0, 10.0, 20.0]]),
         full_seconds=np.asarray([6.0, 18.0, 60.0]),
+        piece_seconds=np.asarray([1.5, 1.1, 0.9]),
         call_seconds=0.0,
     )
     buckets = measured_buckets(latency, 64)

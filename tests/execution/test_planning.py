@@ -34,6 +34,7 @@ def table(costs: Device, work=FLOPS) -> StageLatency:
         sizes=SIZES,
         seconds=fixed + parts,
         full_seconds=fixed + parts.sum(0),
+        piece_seconds=parts.sum(0) / np.asarray(SIZES),
         call_seconds=fixed,
     )
 
@@ -46,6 +47,7 @@ def test_a_table_is_launch_read_and_work_by_hand():
         found.seconds * 1e3, [[3.5, 6.5], [4.5, 10.5], [5.5, 14.5]], rtol=1e-12
     )
     np.testing.assert_allclose(found.full_seconds * 1e3, [10.5, 28.5], rtol=1e-12)
+    np.testing.assert_allclose(found.piece_seconds * 1e3, [9.0, 27 / 4], rtol=1e-12)
     assert found.call_seconds == pytest.approx(1.5e-3)
 
 
@@ -110,9 +112,7 @@ def test_impossible_devices_are_refused(changes):
 
 def test_tables_that_tell_nothing_are_refused():
     exact = table(COSTLY)
-    one = dataclasses.replace(
-        exact, sizes=(1,), seconds=exact.seconds[:, :1], full_seconds=exact.full_seconds[:1]
-    )
+    one = COSTLY.table(FLOPS, (1,))
     with pytest.raises(InputError, match="at least 2"):
         fit_device(one, FLOPS)
     flat = dataclasses.replace(exact, seconds=np.ones((3, 4)), full_seconds=np.ones(4))

@@ -54,13 +54,15 @@ def test_masked_skips_what_a_whole_piece_has_no_need_of():
         sizes=(4, 8),
         seconds=np.asarray([[4.0, 10.0], [8.0, 20.0], [12.0, 30.0]]),
         full_seconds=np.asarray([24.0, 60.0]),
+        # Inside one program a piece takes three quarters of what a call on it takes.
+        piece_seconds=np.asarray([4.5, 5.0]),
         call_seconds=0.0,
     )
     assert best_piece(latency, 8) == 4
     found = predict(latency, RATES, 8, "masked")
     # Everybody of four has left before stage 1 with 1/2^4, before stage 2 with (3/4)^4.
-    assert found == pytest.approx((4 + 8 * (1 - 0.5**4) + 12 * (1 - 0.75**4)) / 4)
-    assert predict(latency, RATES, 8, "full_in_pieces") == pytest.approx(6.0)
+    assert found == pytest.approx(0.75 * (4 + 8 * (1 - 0.5**4) + 12 * (1 - 0.75**4)) / 4)
+    assert predict(latency, RATES, 8, "full_in_pieces") == pytest.approx(4.5)
     assert predict(latency, RATES, 8, "full") == pytest.approx(7.5)
 
 
@@ -138,7 +140,8 @@ def test_device_compacted_in_pieces_runs_whole_ones_and_a_smaller_last():
         device="d",
         sizes=(1, 2, 4, 8),
         seconds=np.asarray([[4.0, 7.0, 9.0, 80.0]] * 3),
-        full_seconds=np.asarray([12.0, 21.0, 27.0, 240.0]),
+        full_seconds=np.asarray([12.0, 21.0, 25.0, 240.0]),
+        piece_seconds=np.asarray([12.0, 9.0, 6.0, 30.0]),
         call_seconds=1.0,
     )
     assert best_piece(latency, 8) == 4
