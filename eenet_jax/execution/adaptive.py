@@ -89,7 +89,7 @@ def run_adaptive(
             )
     if samples is not None:
         split = split.take(np.arange(min(samples, len(split))), "test")
-    batches = _inputs(split, min(batch_size, len(split)))
+    batches = batches_of(split, min(batch_size, len(split)))
     kept = Path(run) / "stage_latency.json"
     bench = Bench(network, variables, batches, repeats, device_name(), kept)
     measured = [row for each in fitted for row in bench.measure(each, strategies)]
@@ -97,7 +97,7 @@ def run_adaptive(
     return measured
 
 
-def _inputs(split: Split, batch_size: int) -> list[PyTree]:
+def batches_of(split: Split, batch_size: int) -> list[PyTree]:
     """What the network takes of every batch of a split, without filling."""
     made = jax.jit(lambda batch: inputs.evaluation_inputs(batch, split.spec))
     return [
