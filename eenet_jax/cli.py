@@ -191,7 +191,7 @@ class Run:
     budgets: str | None = None
     """As typed for `eenet fit`, separated by commas; all that were fitted by default."""
     strategies: Annotated[str, tyro.conf.arg(aliases=("--strategy",))] = (
-        "masked,compacted,device_compacted,streaming,auto"
+        "masked,compacted,host_compacted,streaming,auto"
     )
     """Separated by commas; auto picks the fastest, and says why."""
     batch_size: int = 256

@@ -50,7 +50,7 @@ class StagedNetwork(Protocol):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one sample, without the batch axis; of tokens, (length,)."""
+        """Of one sample, without the batch axis; of tokens, (length,) of an example."""
         ...
 
     @property
@@ -61,6 +61,16 @@ class StagedNetwork(Protocol):
     @property
     def dense(self) -> bool:
         """Whether heads return logits of every pixel."""
+        ...
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest text that it takes; None for images."""
+        ...
+
+    @property
+    def vocab_size(self) -> int | None:
+        """One more than the greatest token id; None for images, or where it is not known."""
         ...
 
     def example(self, batch_size: int = 1) -> PyTree:

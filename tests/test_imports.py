@@ -13,7 +13,7 @@ ROOT = Path(eenet_jax.__file__).parent
 PACKAGE = ROOT.name
 
 ORDER = (
-    ("errors", "artifacts", "types", "environment", "confidence", "dense"),
+    ("errors", "artifacts", "types", "environment", "confidence", "dense", "pieces"),
     ("config",),
     ("data",),
     ("networks",),

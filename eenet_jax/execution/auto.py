@@ -11,14 +11,8 @@ import jax
 from eenet_jax.errors import InputError
 from eenet_jax.execution.latency import StageLatency
 from eenet_jax.execution.prediction import predict
-from eenet_jax.execution.strategies import (
-    BATCHED,
-    Strategy,
-    answered_in_full,
-    build_strategy,
-    build_stream,
-    samples_of,
-)
+from eenet_jax.execution.samples import samples_of
+from eenet_jax.execution.strategies import BATCHED, Strategy, answered_in_full, build_strategy
 from eenet_jax.execution.streaming import Stream
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
@@ -35,9 +29,10 @@ class Choice:
     """What was picked, and why.
 
     Attributes:
-      name: The strategy's, one of `strategies.NAMES`.
+      name: "full", "streaming", or one of `strategies.BATCHED`.
       predicted: Seconds per sample by strategy, from the stages' latencies.
-      tried: Seconds per sample by strategy, measured; "full" first.
+      tried: Seconds per sample by strategy, measured; "full" is the network's own pass, without
+        a policy.
       why: In a line.
       run: The strategy, ready to be called with a batch; None for "streaming".
     """
@@ -79,34 +74,55 @@ def choose_strategy(
     """
     if not batches:
         raise InputError("there are no batches to try strategies on: give one at least")
-    size = jax.tree.leaves(batches[0])[0].shape[0]
-    predicted = {name: predict(latency, exit_rates, size, name) for name in ("full", *names)}
+    sizes = [jax.tree.leaves(x)[0].shape[0] for x in batches]
+    predicted = {name: predict(latency, exit_rates, sizes[0], name) for name in ("full", *names)}
     adaptive = sorted((n for n in predicted if n != "full"), key=lambda name: predicted[name])
-    made: dict[str, Strategy] = {
-        # As it is without a policy, and in the pieces that suit this device.
-        "full": answered_in_full(network, policy),
-        "full in pieces": build_strategy("full", network, policy, size, latency),
+    passes: dict[str, Callable[[], None]] = {
+        "full": functools.partial(_run_all, jax.jit(network.apply), variables, batches)
     }
-    passes = {}
+    made: dict[str, Strategy] = {}
     for name in adaptive[:TRIED]:
         if name == "streaming":
-            stream = build_stream(network, variables, policy, size, latency)
-            passes[name] = functools.partial(_stream_all, stream, batches)
+            passes[name] = _streaming(network, variables, policy, batches)
         else:
-            made[name] = build_strategy(name, network, policy, size, latency)
-    for name, run in made.items():
-        passes[name] = functools.partial(_run_all, run, variables, batches)
-    return _pick(made, predicted, _try(passes, size * len(batches)))
+            made[name] = build_strategy(name, network, policy, sizes[0], latency)
+            passes[name] = functools.partial(_run_all, made[name], variables, batches)
+    made["full"] = answered_in_full(network, policy)
+    return _pick(made, predicted, _try(passes, sum(sizes)))
 
 
-def _run_all(run: Strategy, variables: PyTree, batches: Sequence[PyTree]) -> None:
+def _run_all(run: Callable, variables: PyTree, batches: Sequence[PyTree]) -> None:
     for x in batches:
-        jax.device_get(run(variables, x))
+        jax.block_until_ready(run(variables, x))
 
 
-def _stream_all(stream: Stream, batches: Sequence[PyTree]) -> None:
-    for _ in stream(sample for x in batches for sample in samples_of(x)):
-        pass
+def _streaming(network, variables, policy, batches: Sequence[PyTree]) -> Callable[[], None]:
+    stream = stream_for(network, variables, policy, batches)
+    samples = [sample for x in batches for sample in samples_of(x)]
+
+    def run() -> None:
+        for result in stream(samples):
+            if result.error is not None:
+                raise InputError(f"sample {result.position} got no answer: {result.error}")
+
+    return run
+
+
+def stream_for(
+    network: StagedNetwork, variables: PyTree, policy: Policy, batches: Sequence[PyTree]
+) -> Stream:
+    """A stream of the samples of batches, texts being padded as they are there.
+
+    Args:
+      network: The network.
+      variables: Its weights.
+      policy: Fitted for its exits.
+      batches: Of one size.
+    """
+    shapes = [jax.tree.leaves(x)[0].shape for x in batches]
+    lengths = sorted({shape[1] for shape in shapes}) if network.inputs == "tokens" else None
+    size = max(shape[0] for shape in shapes)
+    return Stream(network, variables, policy, batch_size=size, lengths=lengths)
 
 
 def _try(passes: Mapping[str, Callable[[], None]], count: int) -> dict[str, float]:
@@ -124,21 +140,17 @@ def _try(passes: Mapping[str, Callable[[], None]], count: int) -> dict[str, floa
 def _pick(
     made: Mapping[str, Strategy], predicted: Mapping[str, float], tried: Mapping[str, float]
 ) -> Choice:
-    best = min((name for name in tried if name != "full"), key=lambda name: tried[name])
-    share = tried[best] / tried["full"]
-    if share > WORTH_IT:
-        name, run = "full", made["full"]
-        why = f"{best} took {share:.2f} of the full network's time, which is not worth it"
-    else:
-        name, run = ("full" if best == "full in pieces" else best), made.get(best)
-        why = f"{best} took {share:.2f} of the full network's time"
-    others = sorted(n for n in tried if n not in (best, "full"))
-    if others:
-        why += "; " + ", ".join(f"{n} {tried[n] / tried['full']:.2f}" for n in others)
+    shares = {name: tried[name] / tried["full"] for name in tried if name != "full"}
+    best = min(shares, key=lambda name: shares[name])
+    why = f"{best} took {shares[best]:.2f} of the full network's time"
+    if shares[best] > WORTH_IT:
+        why += ", which is not worth it"
+    others = [f"{name} {shares[name]:.2f}" for name in sorted(shares) if name != best]
+    name = "full" if shares[best] > WORTH_IT else best
     return Choice(
         name=name,
         predicted=predicted,
         tried=tried,
-        why=why,
-        run=run,
+        why="; ".join([why, *others]),
+        run=made.get(name),
     )

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +25,16 @@ class Buckets:
 
     sizes: tuple[int, ...]
     cost: Float[np.ndarray, "exits sizes"]
+
+    def __post_init__(self):
+        rising = list(self.sizes) == sorted(set(self.sizes))
+        if not rising or min(self.sizes, default=0) < 1 or self.cost.shape[1] != len(self.sizes):
+            raise InputError(
+                f"sizes {list(self.sizes)} must rise from 1 or more, with a cost each for every"
+                f" stage, not {self.cost.shape}"
+            )
+        if not (self.cost > 0).all():
+            raise InputError("cost of a bucket must be positive for every stage and size")
 
     @functools.cached_property
     def regular(self) -> tuple[int, ...]:
@@ -114,17 +123,3 @@ def measured_buckets(latency: StageLatency, batch_size: int) -> Buckets:
             f" ({', '.join(map(str, latency.sizes))}): measure again"
         )
     return Buckets(sizes=tuple(latency.sizes[i] for i in kept), cost=latency.seconds[:, kept])
-
-
-def positions_in(target: int, source: int, rows: Sequence[int] | np.ndarray, first: int):
-    """Where in a buffer of `target` rows each of `source` rows goes; `target` itself is nowhere.
-
-    Args:
-      target: Rows of the buffer.
-      source: Rows of what is copied from.
-      rows: Of the source, that are copied to the buffer's rows `first`, `first` + 1, ….
-      first: 0-based.
-    """
-    positions = np.full(source, target, np.int32)
-    positions[rows] = np.arange(first, first + len(rows), dtype=np.int32)
-    return positions

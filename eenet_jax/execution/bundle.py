@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.bundle_inputs import Preparation, read_tokenizer, samples_in
-from eenet_jax.execution.device_compacted import device_compacted
+from eenet_jax.execution.compacted import compacted
 from eenet_jax.execution.manifest import (
     PREPROCESS_FILE,
     TOKENIZER_FILE,
@@ -46,6 +46,8 @@ class BundleNetwork:
         another length.
       inputs: "image" or "tokens".
       dense: Whether heads return logits of every pixel.
+      max_length: Tokens of the longest text; None for images.
+      vocab_size: One more than the greatest token id; None for images.
     """
 
     stages: Functions
@@ -55,6 +57,8 @@ class BundleNetwork:
     input_shape: tuple[int, ...]
     inputs: Literal["image", "tokens"]
     dense: bool
+    max_length: int | None
+    vocab_size: int | None
 
     @property
     def num_exits(self) -> int:
@@ -238,7 +242,7 @@ class Bundle:
 
     @functools.cached_property
     def _strategy(self) -> Callable:
-        return device_compacted(self.network, self.policy)
+        return compacted(self.network, self.policy)
 
 
 def _filled_up(rows: Array, size: int) -> Array:
@@ -278,6 +282,8 @@ def _network(folder: Path, manifest: Manifest) -> BundleNetwork:
         input_shape=manifest.input_shape,
         inputs=manifest.inputs,
         dense=manifest.dense,
+        max_length=manifest.max_length,
+        vocab_size=manifest.vocab_size,
     )
 
 

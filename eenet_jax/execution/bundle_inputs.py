@@ -7,14 +7,17 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.manifest import Manifest
+from eenet_jax.execution.samples import (
+    TOKENS,
+    checked_floats,
+    checked_shape,
+    checked_tokens,
+)
 from eenet_jax.types import Array, PyTree
-
-TOKENS = ("input_ids", "attention_mask")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +44,9 @@ class Preparation:
           InputError: samples that the network doesn't take.
         """
         if self.manifest.inputs == "tokens":
-            return self._tokens(raw) if isinstance(raw, Mapping) else self._texts(raw)
+            if not isinstance(raw, Mapping):
+                raw = self._texts(raw)
+            return checked_tokens(raw, self.manifest.max_length, self.manifest.vocab_size)
         return self._images(raw)
 
     def converted(self, checked: PyTree) -> PyTree:
@@ -52,18 +57,9 @@ class Preparation:
         return checked
 
     def _images(self, raw: Any) -> Array:
-        if isinstance(raw, Mapping | str | bytes):
-            raise InputError(f"the bundle takes images, not {type(raw).__name__}: give an array")
-        images = raw if isinstance(raw, jax.Array) else np.asarray(raw)
-        shape = self.manifest.input_shape
-        if images.ndim != len(shape) + 1 or images.shape[1:] != shape:
-            raise InputError(
-                f"images have shape {tuple(images.shape)}: the bundle takes"
-                f" [samples, {', '.join(map(str, shape))}]"
-            )
-        _check_some(images.shape[0])
+        images = checked_shape(raw, self.manifest.input_shape)
         if images.dtype != np.uint8:
-            return _checked_floats(images)
+            return checked_floats(images)
         if self.preprocess is None:
             raise InputError(
                 "images are uint8, and the bundle has no preprocessing: give floats that are"
@@ -89,53 +85,6 @@ class Preparation:
         tokens = np.full(mask.shape, self.manifest.preprocessing["pad_id"], np.int32)
         tokens[mask] = np.concatenate(encoded)
         return {"input_ids": tokens, "attention_mask": mask.astype(np.int32)}
-
-    def _tokens(self, raw: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        if set(raw) != set(TOKENS):
-            raise InputError(f"tokens have {sorted(raw)}: give {' and '.join(TOKENS)}")
-        arrays = {name: np.asarray(raw[name]) for name in TOKENS}
-        ids, mask = (arrays[name] for name in TOKENS)
-        if ids.ndim != 2 or mask.shape != ids.shape or ids.shape[1] < 1:
-            raise InputError(
-                f"input_ids have shape {ids.shape}, attention_mask {mask.shape}: both are"
-                " [samples, tokens]"
-            )
-        _check_some(len(ids))
-        self._check_tokens(ids, mask)
-        return {name: value.astype(np.int32) for name, value in arrays.items()}
-
-    def _check_tokens(self, ids: np.ndarray, mask: np.ndarray) -> None:
-        longest, vocab_size = self.manifest.max_length, self.manifest.vocab_size
-        if longest is not None and ids.shape[1] > longest:
-            raise InputError(
-                f"texts of {ids.shape[1]} tokens: the bundle takes up to {longest}; cut them"
-            )
-        if ids.dtype.kind not in "iu" or mask.dtype.kind not in "iub":
-            raise InputError(
-                f"input_ids are {ids.dtype}, attention_mask {mask.dtype}: give whole numbers"
-            )
-        seen = ids[mask != 0]
-        wrong = seen[(seen < 0) | (seen >= vocab_size)]
-        if wrong.size:
-            raise InputError(
-                f"input_ids hold {wrong[0]}: the vocabulary runs from 0 to {vocab_size} - 1"
-            )
-
-
-def _checked_floats(images: Array) -> Array:
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise InputError(
-            f"images are {images.dtype}: give uint8, or floats that are already normalised"
-        )
-    images = images.astype(np.float32)
-    if not np.isfinite(np.asarray(images)).all():
-        raise InputError("images hold values that are NaN or infinite: give finite ones")
-    return images
-
-
-def _check_some(samples: int) -> None:
-    if samples < 1:
-        raise InputError("no samples are given: give at least one")
 
 
 def read_tokenizer(path: Path, max_length: int) -> Any:

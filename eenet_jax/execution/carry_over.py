@@ -1,228 +1,209 @@
-"""Stages on full batches: survivors wait in a buffer at each exit until it is full.
+"""Survivors waiting between pieces of samples, inside one program.
 
-The host reads who left and copies the others to the next stage's buffer, on the device. A stage
-runs when its buffer is full, the deepest first, or when somebody can't wait any longer, and then
-on the smallest batches that hold those who are there. Nothing here knows where samples come from.
+Every piece runs through the first stage; survivors are copied behind those who wait for the next
+stage, which runs as soon as a whole piece waits for it. So no stage sees padding before the end,
+nothing leaves the cache that held it, and no call is made from the host. Batches are compacted so,
+and streams.
 """
 
-import collections
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from typing import NamedTuple
 
 import jax
-import numpy as np
-from jaxtyping import Bool, Int
+import jax.numpy as jnp
+from jaxtyping import Array
 
-from eenet_jax.execution.buckets import Buckets, positions_in
-from eenet_jax.execution.decision import Reached, compile_advance, start
+from eenet_jax.execution.decision import Answers, Reached, advance, each_part, start
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
-Tags = Int[np.ndarray, " samples"]
+NOBODY = -1
+"""The exit of a place that has no answer yet."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Left:
-    """Samples that left together.
+class Waiting(NamedTuple):
+    """Those who wait for a stage: the first `count` rows, and where they are to be answered."""
 
-    Attributes:
-      tags: As they were offered.
-      logits: What they are answered, [samples, …, classes].
-      exit: 0-based.
-    """
-
-    tags: Tags
-    logits: np.ndarray
-    exit: int
+    parts: tuple[PyTree, ...]
+    places: Array
+    count: Array
 
 
-class Programs:
-    """What is compiled of a network and a policy: every exit, and copying between buffers.
+class State(NamedTuple):
+    """Who waits for each stage but the first, and the answers [places, …] so far."""
+
+    waiting: tuple[Waiting, ...]
+    logits: Array
+    exits: Array
+
+
+class CarryOver:
+    """The stages of a network on pieces of samples; to be used inside `jax.jit`.
 
     Args:
       network: The network.
       policy: Fitted for its exits.
+      piece: Samples that every stage runs on.
+      places: For answers; samples are given theirs as they begin.
     """
 
-    def __init__(self, network: StagedNetwork, policy: Policy):
-        self.num_exits = network.num_exits
-        self.exits = [compile_advance(network, policy, k) for k in range(network.num_exits)]
-        self.start = jax.jit(lambda x: start(network, x))
-        self.take = jax.jit(Reached.take)
-        # The buffer is given away, so that a row is copied once and nothing else moves.
-        self.fill = jax.jit(Reached.put, donate_argnums=0)
+    def __init__(self, network: StagedNetwork, policy: Policy, piece: int, places: int):
+        self._network, self._policy = network, policy
+        self._piece, self._places = piece, places
 
-    def warm_up(self, variables: PyTree, begun: Reached, buckets: Buckets) -> None:
-        """Compile all that samples of this shape may need.
+    def empty(self, variables: PyTree, x: PyTree) -> State:
+        """Nobody waits, and nobody is answered.
 
         Args:
           variables: Of the network.
-          begun: From `start`; its values don't matter.
-          buckets: The sizes that stages run at.
+          x: Any samples [batch, …], or their shapes.
         """
-        first = np.zeros(1, np.int32)
-        reached = {size: self.take(begun, padded(first, size)) for size in buckets.usable(0)}
-        for k, step in enumerate(self.exits):
-            reached = {size: step(variables, each)[0] for size, each in reached.items()}
-            if k + 1 < self.num_exits:
-                reached = self._warm_up_copies(reached, buckets.usable(k + 1))
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((self._piece, *leaf.shape[1:]), leaf.dtype), x
+        )
+        reached = jax.eval_shape(lambda x: start(self._network, x).parts(), shapes)
+        waiting, logits = [], None
+        for k in range(self._network.num_exits):
+            forward = functools.partial(self._advance, k)
+            reached, logits, _ = jax.eval_shape(forward, variables, reached)
+            # While samples begin, fewer than a piece wait and a piece may come. At the end each
+            # stage in turn passes on all that waited for it, so that later ones need more room.
+            waiting.append(_nobody(reached, max(2, k + 1) * self._piece))
+        assert logits is not None
+        answers = jnp.zeros((self._places, *logits.shape[1:]), logits.dtype)
+        # Nobody waits behind the last stage.
+        return State(tuple(waiting[:-1]), answers, jnp.full(self._places, NOBODY, jnp.int32))
 
-    def _warm_up_copies(self, sources: dict[int, Reached], sizes: Sequence[int]):
-        """Compile what may be copied from stage to stage; returns an input of each size."""
-        regular, first = sizes[-1], np.zeros(1, np.int32)
-        taken = {}
-        for rows, source in sources.items():
-            taken = {size: self.take(source, padded(first, size)) for size in sizes}
-            nowhere = positions_in(regular, rows, first[:0], 0)
-            taken[regular] = self.fill(taken[regular], source, nowhere)
-        return {size: self.take(taken[regular], padded(first, size)) for size in sizes}
-
-
-@dataclasses.dataclass
-class _Buffer:
-    reached: Reached
-    tags: Tags
-
-
-@dataclasses.dataclass(frozen=True)
-class _Running:
-    exit: int
-    after: Reached
-    logits: jax.Array
-    leaves: jax.Array
-    tags: Tags
-
-
-class CarryOver:
-    """Samples of one shape on their way through a network.
-
-    Args:
-      programs: Compiled for the network and the policy.
-      variables: Of the network.
-      buckets: The sizes that stages run at.
-      answer: Takes those who leave, as soon as it is known.
-      ahead: Calls that may be running while the host does something else.
-    """
-
-    def __init__(
-        self,
-        programs: Programs,
-        variables: PyTree,
-        buckets: Buckets,
-        answer: Callable[[Left], None],
-        ahead: int = 1,
-    ):
-        self._programs, self._variables = programs, variables
-        self._buckets, self._answer, self._ahead = buckets, answer, ahead
-        self._waiting: list[_Buffer | None] = [None] * programs.num_exits
-        self._running: collections.deque[_Running] = collections.deque()
-        self._nothing_follows = False
-
-    def offer(self, reached: Reached, tags: Tags, *, last: bool = False) -> None:
-        """Run the first stage on samples that begin.
+    def begin(self, variables: PyTree, x: PyTree, places, valid, state: State) -> State:
+        """The first stage on a piece, and every other that has a whole piece by then.
 
         Args:
-          reached: From `start`, as many rows as one of the sizes.
-          tags: Of the rows, from the first; further rows are filling.
-          last: Whether nothing follows until somebody is answered: survivors need no buffer.
+          variables: Of the network.
+          x: A piece [piece, …].
+          places: Where each of its samples is to be answered, [piece].
+          valid: Which of them are samples; the others are filling, [piece].
+          state: So far.
         """
-        self._nothing_follows = last
-        self._run(0, reached, tags)
+        parts = start(self._network, x).parts()
+        state = self._run(variables, 0, parts, places, valid, state)
+        for k in range(1, self._network.num_exits):
+            state = self._run_whole_pieces(variables, k, state)
+        return state
 
-    def waiting(self) -> Iterator[tuple[int, Tags]]:
-        """The exits at which somebody waits, 0-based, and who."""
-        for k, buffer in enumerate(self._waiting):
-            if buffer is not None:
-                yield k, buffer.tags
+    def finish(self, variables: PyTree, state: State) -> State:
+        """Answer everybody who waits; nothing runs where nobody does."""
+        for k in range(1, self._network.num_exits):
+            state = self._run_whole_pieces(variables, k, state)
+            state = self._run_rest(variables, k, state)
+        return state
 
-    def settle(self) -> None:
-        """Wait for everything that is running, and for what that makes run."""
-        while self._running:
-            self._settle_one()
+    def _run_whole_pieces(self, variables: PyTree, k: int, state: State) -> State:
+        """Stage k as long as a whole piece waits for it."""
+        return jax.lax.while_loop(
+            lambda state: state.waiting[k - 1].count >= self._piece,
+            lambda state: self._run_first(variables, k, self._piece, state),
+            state,
+        )
 
-    def flush(self, k: int) -> None:
-        """Run stage k on those who wait for it, however few."""
-        buffer, self._waiting[k] = self._waiting[k], None
-        if buffer is not None:
-            self._run_in_buckets(k, buffer.reached, np.arange(len(buffer.tags)), buffer.tags)
+    def _run_rest(self, variables: PyTree, k: int, state: State) -> State:
+        """Stage k on fewer than a piece: the smallest size that holds them."""
+        sizes = finishing_sizes(self._piece)
+        branches = [lambda state: state]
+        branches += [
+            lambda state, size=size: self._run_first(variables, k, size, state) for size in sizes
+        ]
+        count = state.waiting[k - 1].count
+        which = jnp.where(count == 0, 0, 1 + jnp.searchsorted(jnp.asarray(sizes), count))
+        return jax.lax.switch(which, branches, state)
 
-    def finish(self) -> None:
-        """Answer everybody who has been offered."""
-        self.settle()
-        for k in range(1, self._programs.num_exits):
-            self.flush(k)
-            self.settle()
-        self._nothing_follows = False
+    def _run_first(self, variables: PyTree, k: int, size: int, state: State) -> State:
+        """Stage k on the first `size` who wait for it; the others move up."""
+        ours = state.waiting[k - 1]
+        parts = each_part(lambda leaf, axis: _cut(leaf, axis, 0, size), ours.parts)
+        valid = jnp.arange(size) < ours.count
+        places = ours.places[:size]
+        others = Waiting(
+            each_part(lambda leaf, axis: _moved_up(leaf, axis, size), ours.parts),
+            _moved_up(ours.places, 0, size),
+            jnp.maximum(ours.count - size, 0),
+        )
+        waiting = (*state.waiting[: k - 1], others, *state.waiting[k:])
+        return self._run(variables, k, parts, places, valid, state._replace(waiting=waiting))
 
-    def _run(self, k: int, reached: Reached, tags: Tags) -> None:
-        after, logits, leaves = self._programs.exits[k](self._variables, reached)
-        self._running.append(_Running(k, after, logits, leaves, tags))
-        while len(self._running) > self._ahead:
-            self._settle_one()
+    def _run(self, variables: PyTree, k: int, parts, places, valid, state: State) -> State:
+        after, said, leaves = self._advance(k, variables, parts)
+        # Whoever stays, and what only fills up, is written nowhere.
+        target = jnp.where(valid & leaves, places, self._places)
+        state = state._replace(
+            logits=state.logits.at[target].set(said, mode="drop"),
+            exits=state.exits.at[target].set(k, mode="drop"),
+        )
+        if k + 1 == self._network.num_exits:
+            return state
+        grown = _with_more(state.waiting[k], after, places, valid & ~leaves)
+        waiting = (*state.waiting[:k], grown, *state.waiting[k + 1 :])
+        return state._replace(waiting=waiting)
 
-    def _settle_one(self) -> None:
-        done = self._running.popleft()
-        gone: Bool[np.ndarray, " samples"] = np.asarray(done.leaves)[: len(done.tags)]
-        if gone.any():
-            logits = np.asarray(done.logits)[: len(done.tags)][gone]
-            self._answer(Left(done.tags[gone], logits, done.exit))
-        stay = np.flatnonzero(~gone)
-        if len(stay):
-            self._pass_on(done.exit + 1, done.after, stay, done.tags[stay])
-
-    def _pass_on(self, k: int, source: Reached, rows: np.ndarray, tags: Tags) -> None:
-        """Survivors go to the buffer of stage k; a full one is run."""
-        if self._is_last_for(k):
-            rows, tags = self._top_up(k, source, rows, tags)
-            self.flush(k)
-            return self._run_in_buckets(k, source, rows, tags)
-        while len(rows):
-            rows, tags = self._top_up(k, source, rows, tags, begin=True)
-
-    def _is_last_for(self, k: int) -> bool:
-        """Whether nobody else will come to stage k before somebody is offered anew."""
-        earlier = any(buffer is not None for buffer in self._waiting[:k])
-        return self._nothing_follows and not self._running and not earlier
-
-    def _top_up(self, k: int, source: Reached, rows, tags: Tags, begin: bool = False):
-        """Copy as many rows as the buffer of stage k has room for; returns the others."""
-        size, buffer = self._buckets.regular[k], self._waiting[k]
-        if buffer is None:
-            if not begin:
-                return rows, tags
-            now = rows[:size]
-            if len(now) == size == source.rows:
-                buffer = _Buffer(source, tags[:size])
-            else:
-                buffer = _Buffer(self._programs.take(source, padded(now, size)), tags[:size])
-        else:
-            now = rows[: size - len(buffer.tags)]
-            positions = positions_in(size, source.rows, now, len(buffer.tags))
-            filled = self._programs.fill(buffer.reached, source, positions)
-            buffer = _Buffer(filled, np.concatenate([buffer.tags, tags[: len(now)]]))
-        self._waiting[k] = buffer
-        if len(buffer.tags) == size:
-            self._waiting[k] = None
-            self._run(k, buffer.reached, buffer.tags)
-        return rows[len(now) :], tags[len(now) :]
-
-    def _run_in_buckets(self, k: int, source: Reached, rows: np.ndarray, tags: Tags) -> None:
-        """Stage k on rows of `source`, in the cheapest sizes that hold them."""
-        first = 0
-        groups = []
-        for size in self._buckets.cover(k, len(rows)):
-            chosen = slice(first, first + size)
-            everything = len(rows) == size == source.rows
-            taken = (
-                source if everything else self._programs.take(source, padded(rows[chosen], size))
-            )
-            groups.append((taken, tags[chosen]))
-            first += size
-        for taken, whose in groups:
-            self._run(k, taken, whose)
+    def _advance(self, k: int, variables: PyTree, parts: tuple[PyTree, ...]):
+        after, logits, leaves = advance(self._network, self._policy, k, variables, Reached(*parts))
+        return after.parts(), logits, leaves
 
 
-def padded(rows: np.ndarray, size: int) -> np.ndarray:
-    """`rows` filled up with copies of its first entry: filling computes, and is never read."""
-    rows = np.asarray(rows, np.int32)
-    return np.concatenate([rows, np.full(size - len(rows), rows[0], np.int32)])
+def carried_over(
+    network: StagedNetwork, policy: Policy, piece: int, variables: PyTree, x: PyTree
+) -> Answers:
+    """Answers for a batch; may be traced.
+
+    Args:
+      network: The network.
+      policy: Fitted for its exits.
+      piece: Samples that every stage runs on, at most those of the batch.
+      variables: Of the network.
+      x: The batch [batch, …].
+    """
+    batch = jax.tree.leaves(x)[0].shape[0]
+    way = CarryOver(network, policy, piece, batch)
+
+    def begin(i, state: State) -> State:
+        # The last piece reaches back where the batch doesn't divide; who was there is not counted.
+        first = jnp.minimum(i * piece, batch - piece)
+        cut = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, piece), x)
+        places = first + jnp.arange(piece)
+        return way.begin(variables, cut, places, places >= i * piece, state)
+
+    state = jax.lax.fori_loop(0, -(-batch // piece), begin, way.empty(variables, x))
+    state = way.finish(variables, state)
+    return Answers(state.logits, state.exits)
+
+
+def finishing_sizes(piece: int) -> list[int]:
+    """Sizes, rising, that a stage is finished with: a quarter, a half, and a whole piece."""
+    return sorted({-(-piece // 4), -(-piece // 2), piece})
+
+
+def _nobody(parts: tuple[PyTree, ...], rows: int) -> Waiting:
+    def room(leaf, axis: int) -> Array:
+        return jnp.zeros((*leaf.shape[:axis], rows, *leaf.shape[axis + 1 :]), leaf.dtype)
+
+    return Waiting(each_part(room, parts), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def _with_more(waiting: Waiting, parts, places, stay) -> Waiting:
+    """Those of a piece who stay, behind those who wait."""
+    behind = waiting.count + jnp.cumsum(stay) - 1
+    positions = jnp.where(stay, behind, waiting.places.size)
+    return Waiting(
+        Reached(*waiting.parts).put(Reached(*parts), positions).parts(),
+        waiting.places.at[positions].set(places, mode="drop"),
+        waiting.count + stay.sum(),
+    )
+
+
+def _cut(leaf: Array, axis: int, first: int, last: int) -> Array:
+    return jax.lax.slice_in_dim(leaf, first, last, axis=axis)
+
+
+def _moved_up(leaf: Array, axis: int, by: int) -> Array:
+    """Rows from `by` on at the front; what is left behind them is read by nobody."""
+    rest = _cut(leaf, axis, by, leaf.shape[axis])
+    return jax.lax.dynamic_update_slice_in_dim(leaf, rest, 0, axis)

@@ -1,67 +1,120 @@
-"""Compacted execution driven by the host: later stages run on survivors alone, in buckets.
+"""Compacted execution inside one program: no trip to the host between exits.
 
-The host reads who left after each exit, so that the work shrinks with the batch. Every stage is
-compiled once for each bucket. Where small batches cost less per sample than the whole one does,
-as on a processor whose cache holds the small ones, a batch goes through in pieces.
+After each exit the survivors are gathered to the front, into the smallest of a few sizes that
+holds them, and `lax.switch` runs the next stage on that many. Every size is compiled into the
+program, which therefore takes longer to compile than the host-driven form does. Where a batch
+goes through in pieces, survivors of several pieces share one: `carry_over.py`.
 """
 
-import jax
-import numpy as np
+from collections.abc import Callable
 
-from eenet_jax.execution.buckets import Buckets, default_buckets
-from eenet_jax.execution.carry_over import CarryOver, Left, Programs, padded
-from eenet_jax.execution.decision import Answers
+import jax
+import jax.numpy as jnp
+
+from eenet_jax.execution.carry_over import carried_over
+from eenet_jax.execution.decision import Answers, Reached, advance, start
+from eenet_jax.execution.shards import Devices, on_devices
+from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
+SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+"""Of a batch, that a size holds."""
+SMALLEST = 8
 
-class Compacted:
-    """Host-driven adaptive inference on survivors alone.
+
+def switch_sizes(batch: int) -> tuple[int, ...]:
+    """Sizes, rising, that survivors of a batch are gathered into; the last is the batch itself.
+
+    Args:
+      batch: Samples.
+    """
+    rounded = {min(batch, max(SMALLEST, -(-int(share * batch) // 8) * 8)) for share in SHARES}
+    return tuple(sorted(rounded | {batch}))
+
+
+def compacted(
+    network: StagedNetwork,
+    policy: Policy,
+    *,
+    piece: int | None = None,
+    devices: Devices = (),
+) -> Callable[[PyTree, PyTree], Answers]:
+    """A function (variables, batch) → `Answers`, jitted.
 
     Args:
       network: The network.
       policy: Fitted for its exits.
-      batch_size: The greatest batch it will be given.
-      buckets: Sizes that stages run at; by default powers of two up to the batch.
+      piece: Samples that a stage runs on at a time; by default what suits the device, see
+        `suitable_piece`.
+      devices: Each takes a part of the batch, and compacts its own survivors: none of them ever
+        waits for another. By default the first alone.
     """
 
-    def __init__(
-        self,
-        network: StagedNetwork,
-        policy: Policy,
-        batch_size: int,
-        buckets: Buckets | None = None,
-    ):
-        self._network = network
-        self._buckets = buckets or default_buckets(network.num_exits, batch_size)
-        self._programs = Programs(network, policy)
+    def run(variables: PyTree, x: PyTree) -> Answers:
+        size = piece or suitable_piece(network, variables, x)
+        if size < jax.tree.leaves(x)[0].shape[0]:
+            return carried_over(network, policy, size, variables, x)
+        return _switched(network, policy, variables, x)
 
-    def __call__(self, variables: PyTree, x: PyTree) -> Answers:
-        """Answers for a batch [batch, …], in its order, on the host."""
-        count, *sides = jax.tree.leaves(x)[0].shape
-        dense = tuple(sides[:2]) if self._network.dense else ()
-        logits = np.zeros((count, *dense, self._network.num_classes), np.float32)
-        exit_index = np.zeros(count, np.int32)
+    return on_devices(run, devices)
 
-        def answer(left: Left) -> None:
-            logits[left.tags], exit_index[left.tags] = left.logits, left.exit
 
-        way = CarryOver(self._programs, variables, self._buckets, answer)
-        sizes, first = self._buckets.cover(0, count), 0
-        begun = self._programs.start(x)
-        for size in sizes:
-            rows = np.arange(first, min(first + size, count))
-            piece = begun if size == count else self._programs.take(begun, padded(rows, size))
-            first += size
-            way.offer(piece, rows, last=first >= count)
-        way.finish()
-        return Answers(logits, exit_index)
+def _switched(network: StagedNetwork, policy: Policy, variables: PyTree, x: PyTree) -> Answers:
+    reached, logits, left = advance(network, policy, 0, variables, start(network, x))
+    batch = logits.shape[0]
+    # Where in the batch each of the samples at the front belongs, and who goes on.
+    places, stay, exits = jnp.arange(batch), ~left, jnp.zeros(batch, jnp.int32)
+    state = (reached.parts(), places, stay, logits, exits)
+    for k in range(1, network.num_exits):
+        state = _exit(network, policy, k, variables, state)
+    return Answers(*state[-2:])
 
-    def warm_up(self, variables: PyTree, x: PyTree) -> None:
-        """Compile all that a batch of this size may need.
 
-        Args:
-          variables: Of the network.
-          x: A batch; its values don't matter.
-        """
-        self._programs.warm_up(variables, self._programs.start(x), self._buckets)
+def _exit(network, policy, k: int, variables, state):
+    """Exit k for the survivors, as many as the smallest size holds; nothing where there are none.
+
+    Args:
+      network: The network.
+      policy: Whose decision is made.
+      k: 0-based.
+      variables: Of the network.
+      state: Parts of `Reached`, places, who goes on, and the answers' logits and exits.
+    """
+    batch = state[1].size
+
+    def branch(size: int):
+        return lambda state: _advance(network, policy, k, variables, state, size)
+
+    def skip(state):
+        shapes = jax.eval_shape(branch(batch), state)[0]
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return (nothing, *state[1:])
+
+    sizes = switch_sizes(batch)
+    count = state[2].sum()
+    which = jnp.where(count == 0, 0, 1 + jnp.searchsorted(jnp.asarray(sizes), count))
+    return jax.lax.switch(which, [skip, *map(branch, sizes)], state)
+
+
+def _advance(network, policy, k: int, variables, state, size: int):
+    """Exit k on the survivors at the front of `size` rows; all sizes give arrays of one shape."""
+    parts, places, stay, logits, exits = state
+    batch = places.size
+    rows = jnp.nonzero(stay, size=size, fill_value=0)[0]
+    valid = jnp.arange(size) < stay.sum()
+    after, said, leaves = advance(network, policy, k, variables, Reached(*parts).take(rows))
+    own = places[rows]
+    # Whoever stays, and what only fills the size up, is written nowhere.
+    target = jnp.where(valid & leaves, own, batch)
+
+    def filled_up(leaf, axis):
+        return jnp.pad(leaf, [(0, batch - size if i == axis else 0) for i in range(leaf.ndim)])
+
+    return (
+        after.each(filled_up).parts(),
+        filled_up(own, 0),
+        filled_up(valid & ~leaves, 0),
+        logits.at[target].set(said, mode="drop"),
+        exits.at[target].set(k, mode="drop"),
+    )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -17,13 +16,11 @@ from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.decision import Reached, compile_advance, start
-from eenet_jax.execution.pieces import in_pieces
+from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
-FORMAT = "eenet_jax.stage_latency.1"
-PIECED_BATCH = 64
-"""Samples that are put through in pieces, to see what size of them costs least."""
+FORMAT = "eenet_jax.stage_latency.2"
 LONG_SECONDS = 3.0
 
 
@@ -37,9 +34,9 @@ class StageLatency:
       seconds: Of stage k, its exit head and the decision, [exits, sizes]; dispatching it and
         waiting for who leaves are included, as that is what each call costs.
       full_seconds: Of the full network's own jitted pass, [sizes].
-      piece_seconds: Per sample, of the full network on a batch in pieces of each size, one after
-        the other inside one program, [sizes].
-      call_seconds: Of a call that has nothing to do; part of all of the above but the last.
+      call_seconds: Of a call that has nothing to do; part of all of the above.
+      piece: Samples that go through together inside one program, see `suitable_piece`; the
+        largest size where that is the whole batch.
       sample_shape: Of what was measured, without the batch axis; of tokens, (length,). Empty
         where that is not known.
     """
@@ -48,12 +45,18 @@ class StageLatency:
     sizes: tuple[int, ...]
     seconds: Float[np.ndarray, "exits sizes"]
     full_seconds: Float[np.ndarray, " sizes"]
-    piece_seconds: Float[np.ndarray, " sizes"]
     call_seconds: float
+    piece: int
     sample_shape: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("seconds", "full_seconds", "piece_seconds"):
+        shape = (len(self.seconds), len(self.sizes))
+        if self.seconds.shape != shape or self.full_seconds.shape != shape[1:]:
+            raise InputError(
+                f"seconds {self.seconds.shape} and full_seconds {self.full_seconds.shape} are not"
+                f" of {len(self.sizes)} sizes: measure again"
+            )
+        for name in ("seconds", "full_seconds"):
             values = getattr(self, name)
             if not (np.isfinite(values) & (values > 0)).all():
                 raise InputError(f"{name} of '{self.device}' are not all positive: measure again")
@@ -84,8 +87,8 @@ class StageLatency:
                 "sizes": list(self.sizes),
                 "seconds": self.seconds.tolist(),
                 "full_seconds": self.full_seconds.tolist(),
-                "piece_seconds": self.piece_seconds.tolist(),
                 "call_seconds": self.call_seconds,
+                "piece": self.piece,
             },
         )
 
@@ -117,20 +120,18 @@ def measure_stage_latency(
     sizes = tuple(sorted(set(sizes)))
     steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
     full, begin = jax.jit(network.apply), jax.jit(lambda x: start(network, x))
-    pieced = _batch_of(x, min(sizes[-1], PIECED_BATCH))
-    seconds, full_seconds, piece_seconds = [], [], []
+    seconds, full_seconds = [], []
     for size in sizes:
         batch = _batch_of(x, size)
         full_seconds.append(_median(lambda batch=batch: full(variables, batch), repeats))
         seconds.append(_stage_seconds(steps, variables, begin(batch), repeats))
-        piece_seconds.append(_seconds_in_pieces(network, variables, pieced, size, repeats))
     return StageLatency(
         device=device_name(),
         sizes=sizes,
         seconds=np.asarray(seconds).T,
         full_seconds=np.asarray(full_seconds),
-        piece_seconds=np.asarray(piece_seconds),
         call_seconds=_call_seconds(),
+        piece=suitable_piece(network, variables, _batch_of(x, sizes[-1])),
         sample_shape=shape_of_sample(x),
     )
 
@@ -173,28 +174,6 @@ def _call_seconds(repeats: int = 101) -> float:
     return _median(lambda: np.asarray(nothing(x)), repeats)
 
 
-def full_in_pieces(
-    network: StagedNetwork, piece: int | None
-) -> Callable[[PyTree, PyTree], Float[jax.Array, "batch exits *dense classes"]]:
-    """A jitted function (variables, batch) → logits of every exit, samples first.
-
-    Args:
-      network: The network.
-      piece: Samples that go through together; None for the batch.
-    """
-
-    def samples_first(variables: PyTree, x: PyTree) -> jax.Array:
-        return jnp.swapaxes(network.apply(variables, x), 0, 1)
-
-    return jax.jit(in_pieces(samples_first, piece))
-
-
-def _seconds_in_pieces(network, variables, batch: PyTree, piece: int, repeats: int) -> float:
-    """Per sample."""
-    run, count = full_in_pieces(network, piece), jax.tree.leaves(batch)[0].shape[0]
-    return _median(lambda: run(variables, batch), repeats) / count
-
-
 def _stage_seconds(
     steps: Sequence[Callable], variables: PyTree, reached: Reached, repeats: int
 ) -> list[float]:
@@ -222,8 +201,10 @@ def _median(call: Callable[[], Any], repeats: int) -> float:
 
 
 def _batch_of(x: PyTree, size: int) -> PyTree:
-    """So many samples, from the first again where there are fewer."""
-    return jax.tree.map(lambda leaf: np.resize(np.asarray(leaf), (size, *np.shape(leaf)[1:])), x)
+    """So many samples on the device, from the first again where there are fewer."""
+    return jax.tree.map(
+        lambda leaf: jax.device_put(np.resize(np.asarray(leaf), (size, *np.shape(leaf)[1:]))), x
+    )
 
 
 def load_stage_latency(path: str | Path) -> StageLatency:
@@ -235,12 +216,15 @@ def load_stage_latency(path: str | Path) -> StageLatency:
     value = read_json(path, "table of stage latencies")
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f"'{path}' is no table of stage latencies: measure again")
-    return StageLatency(
-        device=value["device"],
-        sizes=tuple(value["sizes"]),
-        seconds=np.asarray(value["seconds"], np.float64),
-        full_seconds=np.asarray(value["full_seconds"], np.float64),
-        piece_seconds=np.asarray(value["piece_seconds"], np.float64),
-        call_seconds=float(value["call_seconds"]),
-        sample_shape=tuple(value["sample_shape"]),
-    )
+    try:
+        return StageLatency(
+            device=value["device"],
+            sizes=tuple(value["sizes"]),
+            seconds=np.asarray(value["seconds"], np.float64),
+            full_seconds=np.asarray(value["full_seconds"], np.float64),
+            call_seconds=float(value["call_seconds"]),
+            piece=int(value["piece"]),
+            sample_shape=tuple(value["sample_shape"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"'{path}' is damaged ({error}): measure again") from None

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from eenet_jax.execution.decision import Answers, Reached, advance, start
-from eenet_jax.execution.pieces import in_pieces
 from eenet_jax.execution.shards import Devices, on_devices
+from eenet_jax.pieces import in_pieces, suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
@@ -23,12 +23,13 @@ def masked(
     piece: int | None = None,
     devices: Devices = (),
 ) -> Callable[[PyTree, PyTree], Answers]:
-    """A jitted function (variables, batch) → `Answers`.
+    """A function (variables, batch) → `Answers`, jitted.
 
     Args:
       network: The network.
       policy: Fitted for its exits.
-      piece: Samples that go through together, and skip together; by default the batch.
+      piece: Samples that go through together, and skip together; by default what suits the
+        device, see `suitable_piece`.
       devices: Each takes a part of the batch, and skips what its own part has no need of; by
         default the first alone.
     """
@@ -40,7 +41,10 @@ def masked(
             reached, answers, left = _exit(network, policy, k, variables, reached, answers, left)
         return answers
 
-    return on_devices(in_pieces(run, piece), devices)
+    def by_pieces(variables: PyTree, x: PyTree) -> Answers:
+        return in_pieces(run, piece or suitable_piece(network, variables, x))(variables, x)
+
+    return on_devices(by_pieces, devices)
 
 
 def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers, left):

@@ -88,8 +88,8 @@ class Device:
             sizes=rising,
             seconds=call + parts,
             full_seconds=call + parts.sum(0),
-            piece_seconds=parts.sum(0) / np.asarray(rising),
             call_seconds=call,
+            piece=rising[-1],
         )
 
 

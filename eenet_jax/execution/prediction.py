@@ -14,26 +14,11 @@ from scipy.special import gammaln, xlog1py, xlogy
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.buckets import measured_buckets
-from eenet_jax.execution.device_carry_over import finishing_sizes
-from eenet_jax.execution.device_compacted import switch_sizes
+from eenet_jax.execution.carry_over import finishing_sizes
+from eenet_jax.execution.compacted import switch_sizes
 from eenet_jax.execution.latency import StageLatency
 
 RATE_SUM_TOLERANCE = 1e-6
-
-
-def best_piece(latency: StageLatency, batch_size: int) -> int:
-    """The size of pieces in which a batch costs least inside one program; itself, where whole.
-
-    Args:
-      latency: Of the network.
-      batch_size: Samples.
-    """
-    whole = float(latency.full_pass_seconds([batch_size])[0]) - latency.call_seconds
-    costs = {batch_size: whole / batch_size}
-    for size, seconds in zip(latency.sizes, latency.piece_seconds.tolist(), strict=True):
-        if size < batch_size:
-            costs[size] = seconds
-    return min(costs, key=lambda size: costs[size])
 
 
 def predict(
@@ -41,14 +26,13 @@ def predict(
 ) -> float:
     """Seconds per sample.
 
-    - "full": the full network on the whole batch, and "full_in_pieces" on pieces of the size that
-      costs least.
-    - "masked": stage by stage on such pieces, in one program; a stage is skipped for a piece of p
+    - "full": the full network's own pass.
+    - "masked": stage by stage on pieces, in one program; a stage is skipped for a piece of p
       samples with the probability (1 - r_k)^p, r_k being the probability to reach it.
-    - "compacted": a stage on its survivors, in the cheapest buckets that hold them.
-    - "device_compacted": in one program, a stage on pieces of its survivors, and the last of them
-      on the smallest size that holds them; without pieces the smallest of `switch_sizes`.
-    - "streaming": every stage on batches of its best size, filled by survivors of many batches.
+    - "compacted": in one program, a stage on pieces of its survivors, and the last of them on the
+      smallest size that holds them; where a piece is the batch, on one of `switch_sizes`.
+    - "host_compacted": a stage on its survivors, in the cheapest buckets that hold them.
+    - "streaming": in one program a batch, every stage on pieces filled by survivors of many.
 
     Args:
       latency: Of every stage.
@@ -71,48 +55,39 @@ def _full(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
     return float(latency.full_pass_seconds(np.asarray([batch]))[0])
 
 
-def _pieces(latency: StageLatency, batch: int) -> np.ndarray:
-    piece = best_piece(latency, batch)
-    return np.asarray([piece] * (batch // piece) + ([batch % piece] if batch % piece else []))
-
-
 def _work(latency: StageLatency, k: int, rows: np.ndarray, piece: int) -> np.ndarray:
     """Seconds of stage k on so many rows inside a program that works in pieces of that size."""
     alone = latency.stage_seconds(k, rows) - latency.call_seconds
-    if piece not in latency.sizes:
+    largest = latency.sizes[-1]
+    if piece >= largest:
         return alone
     # What the full network gains by not being called for each piece, its stages gain alike.
-    called = float(latency.full_pass_seconds([piece])[0]) - latency.call_seconds
-    inside = float(latency.piece_seconds[latency.sizes.index(piece)]) * piece
-    return alone * (inside / called)
-
-
-def _full_in_pieces(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    return _masked(latency, np.ones_like(reach), batch)
+    called = float(latency.full_pass_seconds([piece])[0]) / piece
+    inside = float(latency.full_pass_seconds([largest])[0]) / largest
+    return alone * min(1.0, inside / called)
 
 
 def _masked(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    pieces, seconds = _pieces(latency, batch), latency.call_seconds
+    piece, seconds = min(latency.piece, batch), latency.call_seconds
+    pieces = np.asarray([piece] * -(-batch // piece))
     for k, chance in enumerate(reach):
-        work = _work(latency, k, pieces, int(pieces[0]))
+        work = _work(latency, k, pieces, piece)
         seconds += float(((1 - (1 - chance) ** pieces) * work).sum())
     return seconds
 
 
 def _compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    buckets = measured_buckets(latency, batch)
-    shares = survivor_shares(reach, batch)
-    costs = [[buckets.cost_of(k, n) for n in range(batch + 1)] for k in range(len(reach))]
-    return float((shares * np.asarray(costs)).sum())
-
-
-def _device_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    piece, counts = best_piece(latency, batch), np.arange(batch + 1)
-    sizes = np.asarray([0, *(finishing_sizes(piece) if piece < batch else switch_sizes(batch))])
-    whole = counts // piece if piece < batch else np.zeros_like(counts)
-    last = sizes[np.searchsorted(sizes, counts - whole * piece)]
+    if latency.piece >= batch:
+        sizes = np.asarray([0, *switch_sizes(batch)])
+        piece, whole = batch, np.zeros(batch + 1, int)
+    else:
+        piece = latency.piece
+        sizes, whole = np.asarray([0, *finishing_sizes(piece)]), np.arange(batch + 1) // piece
+    last = sizes[np.searchsorted(sizes, np.arange(batch + 1) - whole * piece)]
     shares, seconds = survivor_shares(reach, batch), latency.call_seconds
-    for k, share in enumerate(shares):
+    # The first stage has nobody to wait for: its last piece is a whole one too.
+    seconds += -(-batch // piece) * float(_work(latency, 0, np.asarray([piece]), piece)[0])
+    for k, share in list(enumerate(shares))[1:]:
         work = _work(latency, k, np.maximum(last, 1), piece)
         each = float(_work(latency, k, np.asarray([piece]), piece)[0])
         # Nobody: the stage is skipped.
@@ -120,18 +95,24 @@ def _device_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> f
     return seconds
 
 
+def _host_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
+    buckets = measured_buckets(latency, batch)
+    shares = survivor_shares(reach, batch)
+    costs = [[buckets.cost_of(k, n) for n in range(batch + 1)] for k in range(len(reach))]
+    return float((shares * np.asarray(costs)).sum())
+
+
 def _streaming(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    regular = measured_buckets(latency, batch).regular
-    each = [float(latency.stage_seconds(k, [size])[0]) / size for k, size in enumerate(regular)]
-    return batch * float(reach @ np.asarray(each))
+    piece = min(latency.piece, batch)
+    each = [float(_work(latency, k, np.asarray([piece]), piece)[0]) for k in range(len(reach))]
+    return latency.call_seconds + batch / piece * float(reach @ np.asarray(each))
 
 
 _SECONDS = {
     "full": _full,
-    "full_in_pieces": _full_in_pieces,
     "masked": _masked,
     "compacted": _compacted,
-    "device_compacted": _device_compacted,
+    "host_compacted": _host_compacted,
     "streaming": _streaming,
 }
 STRATEGIES = tuple(_SECONDS)
@@ -193,13 +174,6 @@ def predictions(
                 )
             )
     return rows
-
-
-def best(rows: Sequence[Prediction]) -> Prediction:
-    """The row with the fewest seconds per sample; of equal ones the first."""
-    if not rows:
-        raise InputError("there is nothing to choose from: give batch_sizes and strategies")
-    return min(rows, key=lambda row: row.seconds_per_sample)
 
 
 def _ideal_share(latency: StageLatency, exit_rates: Sequence[float], batch: int) -> float:

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from eenet_jax.artifacts import write_csv
 from eenet_jax.errors import InputError
 from eenet_jax.execution.bundle import Bundle, BundleAnswers, load_bundle
-from eenet_jax.execution.bundle_inputs import TOKENS, samples_in
+from eenet_jax.execution.bundle_inputs import samples_in
+from eenet_jax.execution.samples import TOKENS
 from eenet_jax.types import PyTree
 
 HEADER = ("index", "class", "class_name", "probability", "exit_index")

@@ -18,6 +18,7 @@ def on_devices(
 
     Args:
       run: A function (variables, batch) → `Answers`.
-      devices: Of this process; one or none asks for no sharding.
+      devices: Of this process; one or none asks for no sharding. With more, answers come as
+        NumPy arrays, and batches that don't divide are filled up meanwhile.
     """
     return jax.jit(run) if len(devices) < 2 else over_devices(run, devices)

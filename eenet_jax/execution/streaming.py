@@ -1,24 +1,26 @@
-"""Adaptive inference on a stream: every stage runs full batches, whatever share leaves early.
+"""Adaptive inference on a stream: every stage runs full, whatever share leaves early.
 
-Samples wait in a buffer at each exit until it holds a batch, so that nothing is padded while the
-stream goes on. A thread reads the source into a bounded queue; everything else happens as the
-consumer asks for the next result, which is what keeps memory bounded when it is slow.
+Samples wait behind each exit, on the device, until a whole piece waits there, so that nothing is
+padded while the stream goes on; one program takes in a batch and runs whatever has become
+possible. A thread reads the source into a bounded queue; everything else happens as the consumer
+asks for the next result, which is what keeps memory bounded when it is slow.
 """
 
 import dataclasses
+import functools
 import queue
 import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from eenet_jax.errors import InputError
-from eenet_jax.execution.buckets import Buckets, default_buckets
-from eenet_jax.execution.carry_over import CarryOver, Left, Programs, padded
+from eenet_jax.execution.carry_over import CarryOver, State
 from eenet_jax.execution.lanes import Lanes
+from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
@@ -66,13 +68,118 @@ class _End:
     error: BaseException | None
 
 
-@dataclasses.dataclass
-class _Lane:
-    """Samples of one shape."""
+Answer = Callable[[int, np.ndarray, int], None]
+"""Takes a position, its logits and its exit."""
 
-    way: CarryOver
-    begun: list[PyTree] = dataclasses.field(default_factory=list)
-    positions: list[int] = dataclasses.field(default_factory=list)
+
+class _Programs:
+    """What is compiled for samples of one shape: taking in a batch, and answering everybody."""
+
+    def __init__(self, network: StagedNetwork, policy: Policy, variables, x: PyTree, batch: int):
+        piece = min(batch, suitable_piece(network, variables, x))
+        self.batch = -(-batch // piece) * piece
+        # A batch that arrives, and fewer than a piece behind each exit but the last.
+        self.places = self.batch + (network.num_exits - 1) * piece
+        self._piece, self._variables = piece, variables
+        self._way = CarryOver(network, policy, piece, self.places)
+        self.empty = jax.jit(lambda variables: self._way.empty(variables, x))(variables)
+        # Those who wait are given away, so that nobody is copied who doesn't move.
+        self._step = jax.jit(self._take_in, donate_argnums=1)
+        self._finish = jax.jit(self._answer_all, donate_argnums=1)
+
+    def step(self, state: State, x: PyTree, places: np.ndarray, count: int) -> State:
+        """Take in the first `count` samples of x [batch, …]; they are answered in `places`."""
+        return self._joined(self._step(self._variables, state.waiting, state[1:], x, places, count))
+
+    def finish(self, state: State) -> State:
+        """Answer everybody who waits."""
+        return self._joined(self._finish(self._variables, state.waiting, state[1:]))
+
+    def _joined(self, parts: tuple) -> State:
+        waiting, answers = parts
+        return State(waiting, *answers)
+
+    def _take_in(self, variables, waiting, answers, x: PyTree, places, count):
+        def begin(i, state: State) -> State:
+            first = i * self._piece
+            cut = functools.partial(
+                jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=self._piece
+            )
+            valid = first + jax.numpy.arange(self._piece) < count
+            return self._way.begin(variables, jax.tree.map(cut, x), cut(places), valid, state)
+
+        # No more pieces than there are samples for.
+        pieces = (count + self._piece - 1) // self._piece
+        state = jax.lax.fori_loop(0, pieces, begin, State(waiting, *answers))
+        return state.waiting, state[1:]
+
+    def _answer_all(self, variables, waiting, answers):
+        state = self._way.finish(variables, State(waiting, *answers))
+        return state.waiting, state[1:]
+
+
+class _Lane:
+    """Samples of one shape on their way."""
+
+    def __init__(self, programs: _Programs, answer: Answer):
+        self._programs, self._answer = programs, answer
+        self._state = _copied(programs.empty)
+        self._positions = np.full(programs.places, -1, np.int64)
+        self._begun: list[tuple[int, PyTree]] = []
+
+    def add(self, position: int, x: PyTree) -> None:
+        """A sample arrives; a full batch is taken in."""
+        self._begun.append((position, x))
+        if len(self._begun) == self._programs.batch:
+            self._take_in()
+
+    def settle(self) -> None:
+        """Hand over the answers that there are."""
+        outstanding = np.flatnonzero(self._positions >= 0)
+        if not len(outstanding):
+            return
+        exits = np.asarray(self._state.exits)[outstanding]
+        answered = outstanding[exits >= 0]
+        if len(answered):
+            logits = np.asarray(self._state.logits)
+            for place, left in zip(answered, exits[exits >= 0], strict=True):
+                self._answer(int(self._positions[place]), logits[place].copy(), int(left))
+            self._positions[answered] = -1
+
+    def holds_up_to(self, position: int) -> bool:
+        """Whether a sample of this position or an earlier one is on its way here."""
+        here = self._positions[self._positions >= 0]
+        arrived = self._begun[0][0] if self._begun else position + 1
+        return arrived <= position or bool((here <= position).any())
+
+    def finish(self) -> None:
+        """Answer everybody who is here."""
+        if self._begun:
+            self._take_in()
+        if (self._positions >= 0).any():
+            self._state = self._programs.finish(self._state)
+            self.settle()
+
+    def _take_in(self) -> None:
+        begun, self._begun = self._begun, []
+        filled = [x for _, x in begun] + [begun[0][1]] * (self._programs.batch - len(begun))
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+        # Only now, so that stacking went on beside what was running.
+        self.settle()
+        free = np.flatnonzero(self._positions < 0)[: len(begun)]
+        places = np.full(self._programs.batch, self._programs.places, np.int32)
+        places[: len(begun)] = free
+        self._positions[free] = [position for position, _ in begun]
+        # Places are used again: what was answered in them before is no answer now.
+        exits = np.array(self._state.exits)
+        exits[free] = -1
+        state = self._state._replace(exits=exits)
+        self._state = self._programs.step(state, batch, places, len(begun))
+
+
+def _copied(state: State) -> State:
+    """Of its own, for it will be given away."""
+    return jax.tree.map(lambda leaf: leaf.copy(), state)
 
 
 class Stream:
@@ -82,15 +189,16 @@ class Stream:
       network: The network.
       variables: Its weights.
       policy: Fitted for its exits.
-      batch_size: The greatest batch that a stage runs on.
-      buckets: Sizes that stages run at; by default powers of two up to `batch_size`.
+      batch_size: Samples that are taken in together; they go through in pieces that suit the
+        device, see `suitable_piece`.
       max_wait_s: A sample that has been on its way for longer is not kept waiting for others;
-        None: it may wait until the stream ends.
+        None: it may wait until the stream ends. It is seen to when the consumer asks for a
+        result, and no sooner.
       ordered: Whether results come in the order of arrival; else as soon as they are there.
       capacity: Samples that may be on their way, or answered and held back for order; the
-        oldest is hurried along where there would be more. Eight batches an exit by default.
+        oldest are hurried along where there would be more. By default what all lanes can hold.
       lengths: Of tokens, that texts are padded to; by default powers of two from 8 up to the
-        network's own length. A text is a lane with others of its padded length.
+        longest that the network takes. A text waits in a lane with others of its length.
 
     Raises:
       InputError: a setting is out of range.
@@ -103,39 +211,53 @@ class Stream:
         policy: Policy,
         *,
         batch_size: int = 64,
-        buckets: Buckets | None = None,
         max_wait_s: float | None = None,
         ordered: bool = False,
         capacity: int | None = None,
         lengths: Sequence[int] | None = None,
     ):
-        self._network, self._variables = network, variables
-        self._buckets = buckets or default_buckets(network.num_exits, batch_size)
-        least = (network.num_exits + 1) * max(self._buckets.regular)
-        self._capacity = 8 * least if capacity is None else capacity
-        if self._capacity < least:
-            raise InputError(
-                f"capacity {capacity} is below what the buffers hold: give {least} or more"
-            )
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size} must be at least 1")
         if max_wait_s is not None and not max_wait_s > 0:
             raise InputError(f"max_wait_s is {max_wait_s}: give seconds above 0, or None")
-        self._max_wait_s = float("inf") if max_wait_s is None else max_wait_s
-        self._ordered = ordered
-        self._lanes = Lanes(network, lengths)
-        self._programs = Programs(network, policy)
+        self._network, self._variables, self._policy = network, variables, policy
+        self.batch_size, self.ordered = batch_size, ordered
+        self.max_wait_s = float("inf") if max_wait_s is None else max_wait_s
+        self.lanes = Lanes(network, lengths)
+        # A lane holds a batch that begins and at most as many behind each exit.
+        most = self.lanes.count * (network.num_exits + 1) * batch_size
+        self.capacity = most if capacity is None else capacity
+        if self.capacity < 2 * batch_size:
+            raise InputError(
+                f"capacity {capacity} is less than two batches: give {2 * batch_size} or more"
+            )
+        self._programs: dict[Hashable, _Programs] = {}
 
     def warm_up(self, x: PyTree) -> None:
-        """Compile all that samples of this shape may need; else that happens as they come.
+        """Compile all that samples of this shape need; else that happens as the first come.
 
         Args:
           x: A sample.
         """
-        _, x = self._lanes.place(x)
-        batch = jax.tree.map(lambda leaf: np.stack([leaf] * self._buckets.regular[0]), x)
-        self._programs.warm_up(self._variables, self._programs.start(batch), self._buckets)
+        key, placed = self.lanes.place(x)
+        lane = self.new_lane(key, placed, lambda position, logits, left: None)
+        lane.add(0, placed)
+        lane.finish()
+
+    def new_lane(self, key: Hashable, x: PyTree, answer: Answer) -> _Lane:
+        """An empty lane for samples like this one."""
+        if key not in self._programs:
+            alone = jax.tree.map(lambda leaf: leaf[None].repeat(self.batch_size, 0), x)
+            self._programs[key] = _Programs(
+                self._network, self._policy, self._variables, alone, self.batch_size
+            )
+        return _Lane(self._programs[key], answer)
 
     def __call__(self, source: Iterable[Any]) -> Iterator[Result]:
         """Results of all samples of a source, each once.
+
+        The source is read in a thread of its own. Where the consumer stops, that thread ends
+        with the next sample; it can't be stopped inside the source.
 
         Args:
           source: Samples as the network takes them without the batch axis, or `Sample`s.
@@ -147,21 +269,6 @@ class Stream:
           Whatever the source raises, once what it gave before is answered.
         """
         return _Pass(self).results(source)
-
-    def lane(self, answer) -> _Lane:
-        """An empty one."""
-        return _Lane(CarryOver(self._programs, self._variables, self._buckets, answer))
-
-    def begin(self, lane: _Lane) -> None:
-        """Run the first stage on what has arrived in a lane, in the cheapest batches."""
-        samples, positions = lane.begun, np.asarray(lane.positions)
-        lane.begun, lane.positions = [], []
-        first = 0
-        for size in self._buckets.cover(0, len(samples)):
-            rows = padded(np.arange(first, min(first + size, len(samples))), size)
-            batch = jax.tree.map(lambda *leaves: np.stack(leaves), *(samples[i] for i in rows))
-            lane.way.offer(self._programs.start(batch), positions[first : first + size])
-            first += size
 
 
 class _Pass:
@@ -176,7 +283,7 @@ class _Pass:
         self._next = 0
         self._count = 0
         # Room for a batch, so that reading goes on while stages run.
-        self._queue: queue.Queue[Any] = queue.Queue(max(stream._buckets.regular))
+        self._queue: queue.Queue[Any] = queue.Queue(stream.batch_size)
         self._stopped = threading.Event()
 
     def results(self, source: Iterable[Any]) -> Iterator[Result]:
@@ -187,7 +294,7 @@ class _Pass:
                 end = self._take_in()
                 self._hurry(self._overdue())
                 yield from self._released()
-            self._finish()
+            self._hurry(self._count)
             yield from self._released()
             if end.error is not None:
                 raise end.error
@@ -216,7 +323,7 @@ class _Pass:
         return False
 
     def _take_in(self) -> _End | None:
-        """Take in all samples that are there; wait for one where nothing else is to be done."""
+        """Take in the samples that are there, a batch at most; wait for one where none is."""
         # All of them first, so that a full batch is found where there are enough for one.
         for _ in range(self._queue.maxsize):
             try:
@@ -226,13 +333,15 @@ class _Pass:
             if isinstance(item, _End):
                 return item
             self._admit(*item)
+            if self._is_full():
+                return None
         return None
 
     def _wait(self) -> _End | None:
         """The queue is empty: see to what is running, then wait as long as nobody is overdue."""
         for lane in self._lanes.values():
-            lane.way.settle()
-        if self._ready and not self._ordered_behind():
+            lane.settle()
+        if any(self._may_go(position) for position in self._ready):
             return None
         try:
             item = self._queue.get(timeout=self._patience())
@@ -240,40 +349,34 @@ class _Pass:
             return None
         return item if isinstance(item, _End) else self._admit(*item)
 
-    def _ordered_behind(self) -> bool:
-        """Whether all that is ready is held back for the order's sake."""
-        return self._stream._ordered and self._next not in self._ready
+    def _may_go(self, position: int) -> bool:
+        return not self._stream.ordered or position == self._next
 
     def _patience(self) -> float | None:
         """Seconds until the sample that arrived first is overdue."""
-        if not self._arrived or self._stream._max_wait_s == float("inf"):
+        if not self._arrived or self._stream.max_wait_s == float("inf"):
             return None
         _, since = next(iter(self._arrived.values()))
-        return max(0.0, since + self._stream._max_wait_s - time.perf_counter())
+        return max(0.0, since + self._stream.max_wait_s - time.perf_counter())
 
     def _admit(self, x: Any, now: float) -> None:
         position, self._count = self._count, self._count + 1
         own = x.id if isinstance(x, Sample) and x.id is not None else position
         self._arrived[position] = (own, now)
         try:
-            key, placed = self._stream._lanes.place(x.x if isinstance(x, Sample) else x)
+            key, placed = self._stream.lanes.place(x.x if isinstance(x, Sample) else x)
         except InputError as error:
             self._note(position, error=str(error))
             return
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = self._stream.lane(self._answer)
-        lane.begun.append(placed)
-        lane.positions.append(position)
-        if len(lane.begun) == self._stream._buckets.regular[0]:
-            self._stream.begin(lane)
+        if key not in self._lanes:
+            self._lanes[key] = self._stream.new_lane(key, placed, self._answer)
+        self._lanes[key].add(position, placed)
 
-    def _answer(self, left: Left) -> None:
-        for position, logits in zip(left.tags.tolist(), left.logits, strict=True):
-            if np.isfinite(logits).all():
-                self._note(position, logits=logits.copy(), exit_index=left.exit)
-            else:
-                self._note(position, error="the network's answer is not finite")
+    def _answer(self, position: int, logits: np.ndarray, left: int) -> None:
+        if np.isfinite(logits).all():
+            self._note(position, logits=logits, exit_index=left)
+        else:
+            self._note(position, error="the network's answer is not finite: look at the sample")
 
     def _note(self, position: int, **fields: Any) -> None:
         own, since = self._arrived.pop(position)
@@ -282,41 +385,33 @@ class _Pass:
 
     def _overdue(self) -> int:
         """Samples up to this position are not kept waiting; -1 where all may wait."""
-        limit = time.perf_counter() - self._stream._max_wait_s
+        limit = time.perf_counter() - self._stream.max_wait_s
         overdue = -1
         for position, (_, since) in self._arrived.items():
             if since > limit:
                 break
             overdue = position
-        if self._too_full():
-            overdue = max(overdue, next(iter(self._arrived)))
+        # Where there is no room, the older half of those on their way makes some.
+        if self._is_full() and self._arrived:
+            waiting = list(self._arrived)
+            overdue = max(overdue, waiting[len(waiting) // 2])
         return overdue
 
-    def _too_full(self) -> bool:
-        held = len(self._arrived) + len(self._ready)
-        return bool(self._arrived) and held > self._stream._capacity
+    def _is_full(self) -> bool:
+        held_back = len(self._ready) if self._stream.ordered else 0
+        return len(self._arrived) + held_back >= self._stream.capacity
 
     def _hurry(self, overdue: int) -> None:
         """See that samples up to this position get their answers, with those who wait beside."""
         if overdue < 0:
             return
         for lane in self._lanes.values():
-            if lane.positions and lane.positions[0] <= overdue:
-                self._stream.begin(lane)
-            lane.way.settle()
-            for k in range(1, self._stream._network.num_exits):
-                if any(at == k and tags.min() <= overdue for at, tags in lane.way.waiting()):
-                    lane.way.flush(k)
-                    lane.way.settle()
-
-    def _finish(self) -> None:
-        for lane in self._lanes.values():
-            self._stream.begin(lane)
-            lane.way.finish()
+            if lane.holds_up_to(overdue):
+                lane.finish()
 
     def _released(self) -> Iterator[Result]:
         """What may be handed out by now."""
-        if not self._stream._ordered:
+        if not self._stream.ordered:
             while self._ready:
                 yield self._ready.pop(next(iter(self._ready)))
             return

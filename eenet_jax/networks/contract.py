@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eenet_jax.errors import InputError
+from eenet_jax.pieces import cached_samples, in_pieces
 from eenet_jax.types import PyTree
 
 Variables = Mapping[str, Any]
@@ -66,6 +67,20 @@ class MultiExitNetwork:
     def num_classes(self) -> int:
         """C."""
         return self.settings["num_classes"]
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of the longest text that it takes; None for images."""
+        return self.settings.get("max_positions", self.input_shape[0]) if self._texts else None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """One more than the greatest token id; None for images, or where it is not known."""
+        return self.settings.get("vocab_size") if self._texts else None
+
+    @property
+    def _texts(self) -> bool:
+        return self.inputs == "tokens"
 
     def example(self, batch_size: int = 1) -> PyTree:
         """An input of zeros [batch, …], for tracing and warming up; tokens all count."""
@@ -122,12 +137,27 @@ class MultiExitNetwork:
 
         Args:
           variables: As made by `init`.
-          x: The input [batch, …].
+          x: The input [batch, …]. On a CPU a large one goes through in pieces that its cache
+            holds; elsewhere, and where the batch is symbolic, at once.
 
         Returns:
           Logits [exits, batch, classes] (dense: [exits, batch, height, width, classes]).
         """
-        return self._forward(variables, x, False, None)[0]
+
+        def whole(variables: Variables, x: PyTree) -> Array:
+            return self._forward(variables, x, False, None)[0]
+
+        def pieces(variables: Variables, x: PyTree) -> Array:
+            samples_first = in_pieces(lambda *given: jnp.swapaxes(whole(*given), 0, 1), size)
+            return jnp.swapaxes(samples_first(variables, x), 0, 1)
+
+        batch = jax.tree.leaves(x)[0].shape[0]
+        if not isinstance(batch, int):
+            return whole(variables, x)
+        size = cached_samples(self, variables, x)
+        if batch <= size:
+            return whole(variables, x)
+        return jax.lax.platform_dependent(variables, x, cpu=pieces, default=whole)
 
     def apply_train(
         self, variables: Variables, x: PyTree, key: jax.Array

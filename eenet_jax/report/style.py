@@ -48,8 +48,10 @@ STRATEGY_COLORS = {
     "full": GREY,
     "last_exit": "#CC79A7",
     "masked": "#E69F00",
-    "compacted": "#0072B2",
-    "device_compacted": "#009E73",
+    "host_compacted": "#0072B2",
+    "compacted": "#009E73",
+    "streaming": "#56B4E9",
+    "auto": "#D55E00",
 }
 
 

@@ -1,5 +1,6 @@
 """A network that replays given logits, to put the strategies of execution to the test."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -52,8 +53,15 @@ def exit_probs(logits: Float[np.ndarray, "batch exits classes"]) -> np.ndarray:
 def streamed(network: MultiExitNetwork, policy: Policy, **settings):
     """A stream as a function (variables, batch) → `Answers`, to compare it with the others."""
 
+    @functools.cache
+    def stream() -> Stream:
+        return Stream(network, made["variables"], policy, ordered=True, **settings)
+
+    made = {}
+
     def run(variables, x: np.ndarray) -> Answers:
-        results = list(Stream(network, variables, policy, ordered=True, **settings)(x))
+        made.setdefault("variables", variables)
+        results = list(stream()(x))
         logits = np.stack([result.logits for result in results])
         return Answers(logits, np.asarray([result.exit_index for result in results], np.int32))
 

@@ -13,7 +13,6 @@ from eenet_jax.execution.buckets import (
     bucket_sizes,
     default_buckets,
     measured_buckets,
-    positions_in,
 )
 from eenet_jax.execution.latency import StageLatency
 
@@ -86,8 +85,8 @@ def test_measured_sizes_up_to_the_batch_are_used_where_they_cost_least_per_sampl
         # The first stage is best at 16, the second at 64.
         seconds=np.asarray([[3.0, 8.0, 40.0], [3.0, 10.0, 20.0]]),
         full_seconds=np.asarray([6.0, 18.0, 60.0]),
-        piece_seconds=np.asarray([1.5, 1.1, 0.9]),
         call_seconds=0.0,
+        piece=64,
     )
     buckets = measured_buckets(latency, 64)
     assert buckets.regular == (16, 64)
@@ -104,5 +103,11 @@ def test_a_batch_size_below_one_is_an_input_error():
         default_buckets(3, 0)
 
 
-def test_positions_are_those_of_the_rows_and_nowhere_for_the_others():
-    np.testing.assert_array_equal(positions_in(8, 5, [1, 3], 6), [8, 6, 8, 7, 8])
+@pytest.mark.parametrize(
+    ("sizes", "cost"), [((), 1.0), ((4, 2), 1.0), ((0, 2), 1.0), ((2, 2), 1.0), ((1, 2, 3), 1.0)]
+)
+def test_sizes_must_rise_and_have_costs(sizes, cost):
+    with pytest.raises(InputError, match="must rise from 1 or more"):
+        Buckets(sizes=sizes, cost=np.full((1, 2), cost))
+    with pytest.raises(InputError, match="must be positive"):
+        Buckets(sizes=(1,), cost=np.zeros((1, 1)))

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 from replay import streamed
 
 from eenet_jax.dense import all_image_means
-from eenet_jax.execution.compacted import Compacted
-from eenet_jax.execution.device_compacted import device_compacted
+from eenet_jax.execution.buckets import default_buckets
+from eenet_jax.execution.compacted import compacted
+from eenet_jax.execution.host_compacted import HostCompacted
 from eenet_jax.execution.masked import masked
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.max_prob import MaxProb
@@ -72,15 +73,15 @@ POLICIES = (
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 @pytest.mark.parametrize(
-    "strategy", ["masked", "device_compacted", "in pieces", "compacted", "streaming"]
+    "strategy", ["masked", "compacted", "in pieces", "host_compacted", "streaming"]
 )
 def test_images_leave_where_the_simulation_says(images, simulated, policy, strategy):
     logits, probs, measures = simulated
     run = {
         "masked": lambda: masked(NETWORK, policy),
-        "device_compacted": lambda: device_compacted(NETWORK, policy),
-        "in pieces": lambda: device_compacted(NETWORK, policy, piece=4),
-        "compacted": lambda: Compacted(NETWORK, policy, IMAGES),
+        "compacted": lambda: compacted(NETWORK, policy),
+        "in pieces": lambda: compacted(NETWORK, policy, piece=4),
+        "host_compacted": lambda: HostCompacted(NETWORK, policy, default_buckets(EXITS, IMAGES)),
         "streaming": lambda: streamed(NETWORK, policy, batch_size=8),
     }[strategy]()
     answers = run(NOTHING, images)

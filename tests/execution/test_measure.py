@@ -72,7 +72,7 @@ def test_strategies_are_measured_beside_the_full_network(bench):
         assert (row.ideal_speedup, row.realised_over_ideal) == (1.0, None)
     for row in measured[len(REFERENCES) :]:
         assert row.exit_rates == (0.5, 0.25, 0.25)
-    assert [bool(row.picked) for row in measured] == [False] * 7 + [True]
+    assert [bool(row.picked) for row in measured] == [False] * 6 + [True]
 
 
 def _with_parts(bench: Bench, parts) -> Bench:
@@ -90,23 +90,22 @@ def test_the_ideal_is_each_stage_for_those_who_reach_it(bench, rates, share):
     assert bench._ideal_share(np.asarray(rates, float)) == pytest.approx(share)
 
 
-def _row(bench: Bench, name: str, seconds, exits, wanted=None, full=10.0, in_pieces=10.0):
+def _row(bench: Bench, name: str, seconds, exits, wanted=None, full=10.0):
     waits = [np.linspace(0.001, 0.1, len(exits)) for _ in seconds]
     timed = _Timed(lambda: (exits, waits[0]), "", np.asarray(exits), list(seconds), waits)
     wanted = np.asarray(exits if wanted is None else wanted)
-    return bench._measurement(_policy(), name, timed, full, in_pieces, wanted)
+    return bench._measurement(_policy(), name, timed, full, wanted)
 
 
 def test_realised_saving_is_held_against_the_ideal_one(bench):
     bench = _with_parts(bench, [0.5, 0.3, 0.2])
     wanted = [0, 0, 1, 0, 1, 2, 0, 2]
-    row = _row(bench, "compacted", [9.0, 7.0, 8.0], wanted, in_pieces=9.0)
+    row = _row(bench, "compacted", [9.0, 7.0, 8.0], wanted)
     assert (row.median_seconds, row.spread_seconds) == (8.0, 2.0)
     assert row.samples_per_second == 1.0
     assert row.speedup == pytest.approx(1.25)
     assert row.ideal_speedup == pytest.approx(1 / 0.7)
     assert row.realised_over_ideal == pytest.approx((10 - 8) / (10 - 7))
-    assert row.realised_over_pieces == pytest.approx((9 - 8) / (9 - 6.3))
     assert row.same_exits == 1.0
     assert row.p50_ms == pytest.approx(50.5)
     assert row.p95_ms == pytest.approx(np.percentile(np.linspace(1, 100, 8).tolist() * 3, 95))
@@ -187,12 +186,12 @@ def test_a_run_is_measured_and_its_measurements_kept(run):
     assert kept == [json.loads(json.dumps(to_json(row))) for row in measured]
     adaptive.run_adaptive(run, budgets=["3.0"], samples=2, **options)
     rows = read_json(run / "execution.json")
-    assert rows[:4] == kept
-    assert [(row["budget"], row["batch_size"]) for row in rows[4:]] == [(3.0, 2)] * 4
+    assert rows[:3] == kept
+    assert [(row["budget"], row["batch_size"]) for row in rows[3:]] == [(3.0, 2)] * 3
 
 
 def test_latencies_of_stages_are_measured_once_for_a_device(run):
-    options = {"policy": "max_prob", "strategies": ("compacted",), "repeats": 1}
+    options = {"policy": "max_prob", "strategies": ("host_compacted",), "repeats": 1}
     adaptive.run_adaptive(run, budgets=["1.5"], batch_size=4, **options)
     path = run / "stage_latency.json"
     kept = load_stage_latency(path)

@@ -1,20 +1,19 @@
 """Predictions of strategies against numbers by hand, enumeration and simulation."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
 import pytest
 
 from eenet_jax.errors import InputError
-from eenet_jax.execution.device_compacted import switch_sizes
+from eenet_jax.execution.compacted import switch_sizes
 from eenet_jax.execution.latency import StageLatency, load_stage_latency
 from eenet_jax.execution.planning import Device
 from eenet_jax.execution.prediction import (
     STRATEGIES,
     Measured,
-    best,
-    best_piece,
     predict,
     predictions,
     survivor_shares,
@@ -42,28 +41,33 @@ def test_where_only_work_costs_survivors_alone_realise_the_ideal():
     realised = {row.strategy: row.realised_over_ideal for row in rows}
     assert seconds["full"] == pytest.approx(6e-3)
     assert realised["full"] == 0
-    for strategy in ("compacted", "streaming"):
+    for strategy in ("host_compacted", "streaming"):
         assert seconds[strategy] == pytest.approx(2.75e-3)
         assert realised[strategy] == pytest.approx(1)
 
 
-def test_masked_skips_what_a_whole_piece_has_no_need_of():
-    # Larger batches cost more per sample here, so that pieces of 4 are best.
-    latency = StageLatency(
+def _in_pieces_of_four() -> StageLatency:
+    """A table whose program works in pieces of 4, at three quarters of what calls on 4 take."""
+    return StageLatency(
         device="d",
-        sizes=(4, 8),
-        seconds=np.asarray([[4.0, 10.0], [8.0, 20.0], [12.0, 30.0]]),
-        full_seconds=np.asarray([24.0, 60.0]),
-        # Inside one program a piece takes three quarters of what a call on it takes.
-        piece_seconds=np.asarray([4.5, 5.0]),
+        sizes=(1, 2, 4, 8),
+        seconds=np.asarray([[2.0, 3.0, 4.0, 10.0], [4.0, 6.0, 8.0, 20.0], [6.0, 9.0, 12.0, 30.0]]),
+        full_seconds=np.asarray([12.0, 18.0, 24.0, 36.0]),
         call_seconds=0.0,
+        piece=4,
     )
-    assert best_piece(latency, 8) == 4
-    found = predict(latency, RATES, 8, "masked")
+
+
+def test_masked_skips_what_a_whole_piece_has_no_need_of():
+    found = predict(_in_pieces_of_four(), RATES, 8, "masked")
     # Everybody of four has left before stage 1 with 1/2^4, before stage 2 with (3/4)^4.
     assert found == pytest.approx(0.75 * (4 + 8 * (1 - 0.5**4) + 12 * (1 - 0.75**4)) / 4)
-    assert predict(latency, RATES, 8, "full_in_pieces") == pytest.approx(4.5)
-    assert predict(latency, RATES, 8, "full") == pytest.approx(7.5)
+    assert predict(_in_pieces_of_four(), RATES, 8, "full") == pytest.approx(4.5)
+
+
+def test_streaming_fills_its_pieces():
+    found = predict(_in_pieces_of_four(), RATES, 8, "streaming")
+    assert found == pytest.approx(0.75 * (4 + 0.5 * 8 + 0.25 * 12) / 4)
 
 
 def test_launches_reads_and_half_work_by_hand():
@@ -71,7 +75,7 @@ def test_launches_reads_and_half_work_by_hand():
     seconds = {s: predict(latency, RATES, 4, s) for s in ("full", "streaming")}
     # In ms: one launch and read (1.5), and 4, 8, 12 of work with 1 before each.
     assert seconds["full"] == pytest.approx((1.5 + 5 + 9 + 13) * 1e-3 / 4)
-    streaming = (1.5 + 5) + 0.5 * (1.5 + 9) + 0.25 * (1.5 + 13)
+    streaming = 1.5 + 5 + 0.5 * 9 + 0.25 * 13
     assert seconds["streaming"] == pytest.approx(streaming * 1e-3 / 4)
     (row,) = predictions(latency, RATES, [4], ["streaming"])
     # Of the summed stage times the stages have 6.5, 10.5 and 14.5.
@@ -79,7 +83,7 @@ def test_launches_reads_and_half_work_by_hand():
     assert row.realised_over_ideal == pytest.approx((28.5 - streaming) / (28.5 - ideal))
 
 
-@pytest.mark.parametrize("strategy", ["masked", "compacted", "device_compacted", "streaming"])
+@pytest.mark.parametrize("strategy", ["masked", "host_compacted", "compacted", "streaming"])
 def test_who_leaves_at_the_first_exit_costs_one_stage(strategy):
     found = predict(table((8,), **COSTLY), (1.0, 0.0, 0.0), 8, strategy)
     assert found == pytest.approx((1.5 + 8 + 1) * 1e-3 / 8)
@@ -91,7 +95,7 @@ def test_where_nobody_leaves_early_nothing_can_be_saved():
     assert [row.realised_over_ideal for row in rows] == [None] * len(STRATEGIES)
     seconds = {row.strategy: row.seconds_per_sample for row in rows}
     assert seconds["masked"] == pytest.approx(seconds["full"])
-    assert seconds["compacted"] == pytest.approx(seconds["full"] + 2 * 1.5e-3 / 8)
+    assert seconds["host_compacted"] == pytest.approx(seconds["full"] + 2 * 1.5e-3 / 8)
 
 
 def _enumerated(batch: int, cost) -> float:
@@ -110,7 +114,7 @@ def _enumerated(batch: int, cost) -> float:
     return total / batch
 
 
-def test_compacted_is_the_mean_over_everything_that_may_happen():
+def test_host_compacted_is_the_mean_over_everything_that_may_happen():
     latency = table((3, 10), launch_seconds=1e-3, half_work=1e6)
 
     def cheapest(k: int, n: int) -> float:
@@ -118,40 +122,34 @@ def test_compacted_is_the_mean_over_everything_that_may_happen():
         three, ten = (1e-3 + (FLOPS[k] * size + 1e6) / 1e9 for size in (3, 10))
         return min(a * three + b * ten for a in range(5) for b in range(2) if 3 * a + 10 * b >= n)
 
-    found = predict(latency, RATES, 10, "compacted")
+    found = predict(latency, RATES, 10, "host_compacted")
     assert found == pytest.approx(_enumerated(10, cheapest), rel=1e-10)
 
 
-def test_device_compacted_is_the_mean_over_everything_that_may_happen():
+def test_compacted_is_the_mean_over_everything_that_may_happen():
     sizes = switch_sizes(20)
     assert len(sizes) > 1
 
     def held(k: int, n: int) -> float:
         return (FLOPS[k] * min(size for size in sizes if size >= n) + 1e6) / 1e9
 
-    found = predict(table(sizes, **COSTLY), RATES, 20, "device_compacted")
+    found = predict(table(sizes, **COSTLY), RATES, 20, "compacted")
     # One launch and read for all of them.
     assert found == pytest.approx(1.5e-3 / 20 + _enumerated(20, held), rel=1e-10)
 
 
-def test_device_compacted_in_pieces_runs_whole_ones_and_a_smaller_last():
-    # Pieces of 4 are best, finished by 1, 2 or 4.
-    latency = StageLatency(
-        device="d",
-        sizes=(1, 2, 4, 8),
-        seconds=np.asarray([[4.0, 7.0, 9.0, 80.0]] * 3),
-        full_seconds=np.asarray([12.0, 21.0, 25.0, 240.0]),
-        piece_seconds=np.asarray([12.0, 9.0, 6.0, 30.0]),
-        call_seconds=1.0,
-    )
-    assert best_piece(latency, 8) == 4
-    last = {0: 0.0, 1: 3.0, 2: 6.0, 3: 8.0}
+def test_compacted_in_pieces_runs_whole_ones_and_a_smaller_last():
+    seconds = ((2.0, 3.0, 4.0), (4.0, 6.0, 8.0), (6.0, 9.0, 12.0))
 
     def cost(k: int, n: int) -> float:
-        return n // 4 * 8.0 + last[n % 4]
+        # Pieces of 4, the last on 1, 2 or 4; the first stage runs on whole pieces alone.
+        last = {0: 0.0, 1: seconds[k][0], 2: seconds[k][1], 3: seconds[k][2]}[n % 4]
+        return 0.75 * (n // 4 * seconds[k][2] + last)
 
-    found = predict(latency, RATES, 8, "device_compacted")
-    assert found == pytest.approx(1 / 8 + _enumerated(8, cost), rel=1e-10)
+    found = predict(_in_pieces_of_four(), RATES, 8, "compacted")
+    assert found == pytest.approx(_enumerated(8, cost), rel=1e-10)
+    found = predict(_in_pieces_of_four(), (1.0, 0.0, 0.0), 6, "compacted")
+    assert found == pytest.approx(0.75 * 2 * 4.0 / 6)
 
 
 def test_masked_agrees_with_simulation():
@@ -178,31 +176,22 @@ def test_dearer_launches_never_help(strategy):
     ]
     assert costs == sorted(set(costs))
     # One launch a batch, or as many as stages run.
-    expected = {"streaming": 1.75, "compacted": 3 - 0.5**16 - 0.75**16}.get(strategy, 1)
+    expected = {"host_compacted": 3 - 0.5**16 - 0.75**16}.get(strategy, 1)
     assert (costs[2] - costs[0]) / 1e-2 * 16 == pytest.approx(expected)
 
 
 def test_validation_puts_predictions_beside_measurements():
+    latency = table((4,), **COSTLY)
+    measured = predict(latency, RATES, 4, "streaming") / 2
     row = Measured(
-        strategy="streaming", batch_size=4, exit_rates=RATES, seconds_per_sample=3.84375e-3 / 2
+        strategy="streaming", batch_size=4, exit_rates=RATES, seconds_per_sample=measured
     )
-    (found,) = validate(table((4,), **COSTLY), [row])
-    assert found.predicted == pytest.approx(3.84375e-3, rel=1e-6)
-    assert found.relative_error == pytest.approx(1, rel=1e-6)
-    assert tabulate([found])[-1] == "| streaming | 4 | 0.00192 | 0.00384 | 1 |"
+    (found,) = validate(latency, [row])
+    assert found.predicted == pytest.approx(14.25e-3 / 4)
+    assert found.relative_error == pytest.approx(1)
+    assert tabulate([found])[-1] == "| streaming | 4 | 0.00178 | 0.00356 | 1 |"
     with pytest.raises(InputError, match="measure again"):
-        validate(table(), [dataclasses.replace(row, seconds_per_sample=0.0)])
-
-
-def test_the_best_row_is_the_fastest():
-    rows = predictions(table((1, 64), **COSTLY), RATES, [1, 64])
-    assert best(rows).strategy == "streaming"
-    assert best(rows).batch_size == 64
-    # Where a launch costs more than a batch's work, one program is best.
-    slow = table((8, 16, 24, 32, 48, 64), **(COSTLY | {"launch_seconds": 10.0}))
-    assert best(predictions(slow, RATES, [64])).strategy == "device_compacted"
-    with pytest.raises(InputError, match="nothing to choose"):
-        best([])
+        validate(latency, [dataclasses.replace(row, seconds_per_sample=0.0)])
 
 
 def test_sizes_between_and_beyond_those_measured():
@@ -210,6 +199,10 @@ def test_sizes_between_and_beyond_those_measured():
     np.testing.assert_allclose(
         latency.stage_seconds(0, [1, 2, 5, 8, 16]), [4.5e-3, 4.5e-3, 7.5e-3, 10.5e-3, 21e-3]
     )
+
+
+def _json(folder):
+    return json.loads((folder / "latency.json").read_text())
 
 
 def test_a_table_is_kept_as_json(tmp_path):
@@ -223,6 +216,10 @@ def test_a_table_is_kept_as_json(tmp_path):
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match=r"other.json' is no table of stage latencies"):
         load_stage_latency(tmp_path / "other.json")
+    for broken in ({"format": "eenet_jax.stage_latency.2"}, {**_json(tmp_path), "sizes": [1]}):
+        (tmp_path / "other.json").write_text(json.dumps(broken))
+        with pytest.raises(InputError, match="measure again"):
+            load_stage_latency(tmp_path / "other.json")
     with pytest.raises(InputError, match="seconds of 'd' are not all positive"):
         dataclasses.replace(latency, seconds=-latency.seconds)
 
@@ -253,7 +250,7 @@ def test_arguments_out_of_range_are_refused(changes, words):
         "latency": table(),
         "exit_rates": RATES,
         "batch_size": 8,
-        "strategy": "compacted",
+        "strategy": "host_compacted",
     }
     with pytest.raises(InputError, match=words):
         predict(**{**arguments, **changes})

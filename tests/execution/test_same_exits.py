@@ -16,9 +16,10 @@ from replay import exit_probs, replay_network, streamed
 
 from eenet_jax import networks
 from eenet_jax.errors import InputError
-from eenet_jax.execution.compacted import Compacted
+from eenet_jax.execution.buckets import default_buckets
+from eenet_jax.execution.compacted import compacted, switch_sizes
 from eenet_jax.execution.decision import Answers
-from eenet_jax.execution.device_compacted import device_compacted, switch_sizes
+from eenet_jax.execution.host_compacted import HostCompacted
 from eenet_jax.execution.masked import masked
 from eenet_jax.policies.eenet import EENet, num_features
 from eenet_jax.policies.entropy import Entropy
@@ -102,9 +103,9 @@ def _all_of(network, policy, batch_size):
     return (
         masked(network, policy),
         masked(network, policy, piece=4),
-        device_compacted(network, policy),
-        device_compacted(network, policy, piece=4),
-        Compacted(network, policy, batch_size),
+        compacted(network, policy),
+        compacted(network, policy, piece=4),
+        HostCompacted(network, policy, default_buckets(network.num_exits, batch_size)),
     )
 
 
@@ -146,6 +147,30 @@ def test_jitted_strategies_agree_from_the_same_logits(name, kind, rows):
     check_agreement(policy, POOL[rows], *strategies)
 
 
+@pytest.mark.parametrize("exits", [2, 3, 4, 5])
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_survivors_of_pieces_are_all_answered(exits, data):
+    """Whatever waits behind the exits, and however many exits there are."""
+    leave = data.draw(st.lists(st.integers(0, exits - 1), min_size=13, max_size=13))
+    network, policy, run = _pieces_of_four(exits)
+    logits = np.zeros((len(leave), exits, CLASSES), np.float32)
+    for row, k in enumerate(leave):
+        logits[row, k, row % CLASSES] = 9.0 + row
+    for answers in (run(NOTHING, logits), streamed(network, policy, batch_size=4)(NOTHING, logits)):
+        np.testing.assert_array_equal(answers.exit_index, leave)
+        np.testing.assert_array_equal(answers.logits, logits[np.arange(len(leave)), leave])
+
+
+@functools.cache
+def _pieces_of_four(exits: int):
+    network = replay_network(exits, CLASSES)
+    thresholds = np.asarray([0.9] * (exits - 1) + [-np.inf], np.float32)
+    costs = tuple(float(k + 1) for k in range(exits))
+    policy = MaxProb(budget=2.0, costs=costs, thresholds=thresholds)
+    return network, policy, compacted(network, policy, piece=4)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_thresholds_of_the_pool_are_ties_that_split_the_batch(name):
     policy, *_ = _strategies(name, "ties")
@@ -184,7 +209,7 @@ def test_batches_smaller_and_larger_than_announced(batch, largest):
 
 def test_a_batch_size_below_one_is_an_input_error():
     with pytest.raises(InputError, match="batch_size 0 must be at least 1"):
-        Compacted(_network(), _policy("vote", [0, 0, 0]), 0)
+        default_buckets(EXITS, 0)
 
 
 @pytest.fixture(scope="module")
@@ -222,14 +247,14 @@ sys.path[:0] = {paths!r}
 import jax, numpy as np
 from test_same_exits import BATCH, NOTHING, POOL, _network, _policy, _thresholds
 from eenet_jax.execution.decision import Answers
-from eenet_jax.execution.device_compacted import device_compacted
+from eenet_jax.execution.compacted import compacted
 from eenet_jax.execution.masked import masked
 devices = tuple(jax.devices())
 logits = np.resize(POOL, (45, *POOL.shape[1:]))
 found = {{"devices": len(devices)}}
 for name in ("max_prob", "eenet", "combined"):
     policy = _policy(name, _thresholds(name, "ties"))
-    for strategy in (masked, device_compacted):
+    for strategy in (masked, compacted):
         for piece in (None, 2):
             run = strategy(_network(), policy, piece=piece, devices=devices)
             answers = run(NOTHING, logits)

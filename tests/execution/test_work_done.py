@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from replay import replay_network
 
-from eenet_jax.execution.compacted import Compacted
-from eenet_jax.execution.device_compacted import device_compacted
+from eenet_jax.execution.buckets import default_buckets
+from eenet_jax.execution.compacted import compacted
+from eenet_jax.execution.host_compacted import HostCompacted
 from eenet_jax.execution.masked import masked
 from eenet_jax.policies.max_prob import MaxProb
 
@@ -80,7 +81,7 @@ def test_masked_skips_the_stages_that_nobody_needs():
 
 def test_compacted_runs_later_stages_on_the_survivors_buckets_alone():
     counter = Counter()
-    run = Compacted(counter.network, _policy(), 32)
+    run = HostCompacted(counter.network, _policy(), default_buckets(EXITS, 32))
     for exits, executed in (
         ([0] * 32, [[32], [], []]),
         # A second call would cost as much as the six places that nobody fills.
@@ -89,10 +90,9 @@ def test_compacted_runs_later_stages_on_the_survivors_buckets_alone():
         ([0] * 6 + [1] * 21 + [2] * 5, [[32], [32], [8]]),
         ([0, 2, 1, 2] * 8, [[32], [32], [16]]),
         ([2] * 32, [[32], [32], [32]]),
-        # Survivors of two pieces go on together.
         ([0] * 12 + [1] * 8, [[32], [8], []]),
-        ([0] * 36 + [1] * 4, [[32, 8], [8], []]),
-        ([1] * 2 + [0] * 30 + [1] * 8, [[32, 8], [16], []]),
+        # What is more than the largest bucket comes in two, and each of them goes on alone.
+        ([1] * 2 + [0] * 30 + [1] * 8, [[32, 8], [8, 8], []]),
     ):
         answers = run(NOTHING, _leaving_at(exits))
         np.testing.assert_array_equal(answers.exit_index, exits)
@@ -101,7 +101,7 @@ def test_compacted_runs_later_stages_on_the_survivors_buckets_alone():
 
 def test_compacted_on_the_device_runs_the_smallest_size_that_holds_the_survivors():
     counter = Counter()
-    run = device_compacted(counter.network, _policy())
+    run = compacted(counter.network, _policy())
     for exits, executed in (
         ([0] * 32, [[32], [], []]),
         ([1] * 10 + [0] * 22, [[32], [16], []]),
@@ -116,7 +116,7 @@ def test_compacted_on_the_device_runs_the_smallest_size_that_holds_the_survivors
 
 def test_pieces_run_full_until_the_end_and_then_the_smallest_size_that_holds_the_rest():
     counter = Counter()
-    run = device_compacted(counter.network, _policy(), piece=4)
+    run = compacted(counter.network, _policy(), piece=4)
     for exits, executed in (
         ([0] * 12, [[4] * 3, [], []]),
         # Six survivors of three pieces: one whole piece, and two behind it.
@@ -129,7 +129,7 @@ def test_pieces_run_full_until_the_end_and_then_the_smallest_size_that_holds_the
         np.testing.assert_array_equal(answers.exit_index, exits)
         assert counter.seen() == executed
     # Ten samples: the last piece reaches back for two that are not counted twice.
-    run = device_compacted(counter.network, _policy(), piece=4)
+    run = compacted(counter.network, _policy(), piece=4)
     answers = run(NOTHING, _leaving_at([1] * 10))
     np.testing.assert_array_equal(answers.exit_index, [1] * 10)
     assert counter.seen() == [[4] * 3, [4, 4, 2], []]
@@ -141,7 +141,8 @@ def test_masked_pieces_skip_for_themselves():
     exits = [0] * 4 + [1, 0, 0, 0] + [0] * 4 + [2, 0]
     answers = run(NOTHING, _leaving_at(exits))
     np.testing.assert_array_equal(answers.exit_index, exits)
-    assert counter.seen() == [[4, 4, 4, 2], [4, 2], [2]]
+    # The last piece reaches back for two.
+    assert counter.seen() == [[4] * 4, [4, 4], [4]]
 
 
 @contextlib.contextmanager
@@ -162,7 +163,7 @@ def _compilations() -> Iterator[list[str]]:
 
 def test_warming_up_leaves_nothing_to_compile():
     counter = Counter()
-    run = Compacted(counter.network, _policy(), 16)
+    run = HostCompacted(counter.network, _policy(), default_buckets(EXITS, 16))
     run.warm_up(NOTHING, _leaving_at([0] * 16))
     seen = counter.seen()
     assert seen == [[16, 8]] * EXITS

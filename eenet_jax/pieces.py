@@ -1,0 +1,96 @@
+"""A batch in small pieces, one after the other inside one program.
+
+On a processor whose cache holds a small batch's feature maps and not a large one's, the pieces
+take less time than the whole; an accelerator likes the whole.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from eenet_jax.types import PyTree, StagedNetwork
+
+Pass = Callable[[PyTree, PyTree], PyTree]
+"""Of variables and a batch; every leaf of its result has the batch as its first axis."""
+
+CACHE_BYTES = 2**21
+"""Of a core's second-level cache, as processors have it today."""
+
+
+def suitable_piece(network: StagedNetwork, variables: PyTree, x: PyTree) -> int:
+    """Samples of a batch to put through together: on a CPU what its cache holds, else the batch.
+
+    On two cores, 128 images go through ResNet-56 in pieces of 8 in 0.56 of the time that they
+    take at once, and 128 texts of 64 tokens through MiniLM in pieces of 16 in 0.6 of it: large
+    feature maps don't stay in the cache, and their memory is new at every call.
+
+    Args:
+      network: The network.
+      variables: Of the network; shapes will do.
+      x: The batch; shapes will do.
+    """
+    batch = jax.tree.leaves(x)[0].shape[0]
+    if jax.default_backend() != "cpu":
+        return batch
+    return min(batch, cached_samples(network, variables, x))
+
+
+def cached_samples(network: StagedNetwork, variables: PyTree, x: PyTree) -> int:
+    """How many samples' carries a cache holds, the largest carry counting: a power of two.
+
+    Args:
+      network: The network.
+      variables: Of the network; shapes will do.
+      x: Samples [batch, …] of any batch; shapes will do.
+    """
+    carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
+    largest = 1
+    for k in range(network.num_exits):
+        forward = functools.partial(_carry, network, k)
+        carry = jax.eval_shape(forward, variables, carry)
+        leaves = jax.tree.leaves(carry)
+        largest = max(largest, sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
+    return 1 << max(0, (CACHE_BYTES // largest).bit_length() - 1)
+
+
+def _carry(network: StagedNetwork, k: int, variables: PyTree, carry: PyTree) -> PyTree:
+    return network.stage(k, variables, carry, False, None)[0]
+
+
+def in_pieces(function: Pass, size: int) -> Pass:
+    """The same function, run on so many samples at a time.
+
+    Args:
+      function: To run.
+      size: Samples a piece. Where the batch doesn't divide, the last piece reaches back, and what
+        has been computed before is left out.
+    """
+
+    def run(variables: PyTree, x: PyTree) -> PyTree:
+        batch = jax.tree.leaves(x)[0].shape[0]
+        if size >= batch:
+            return function(variables, x)
+        structures = []
+
+        def one(first):
+            # A slice each, rather than one large array rearranged beforehand; and leaves, for a
+            # result with an axis of pieces need be no result of its kind.
+            piece = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, size), x)
+            leaves, structure = jax.tree.flatten(function(variables, piece))
+            structures.append(structure)
+            return leaves
+
+        whole = batch // size * size
+        rest = [batch - size] if whole < batch else []
+        done = jax.lax.map(one, jnp.asarray([*range(0, whole, size), *rest]))
+        return jax.tree.unflatten(structures[0], [_joined(leaf, whole, batch) for leaf in done])
+
+    return run
+
+
+def _joined(pieces: jax.Array, whole: int, batch: int) -> jax.Array:
+    """[pieces, size, …] → [batch, …], the last piece's first rows being some of the one before."""
+    rows = pieces.reshape(-1, *pieces.shape[2:])
+    return jnp.concatenate([rows[:whole], rows[whole - batch :]]) if whole < batch else rows
