@@ -265,8 +265,6 @@ class Export:
     """Which policy."""
     budget: str | None = None
     """As typed for `eenet fit`; may be left out where one was fitted."""
-    data_dir: str | None = None
-    """Where prepared data sets lie; nothing is read from there."""
     platforms: str = "cpu,cuda,tpu"
     """To export for, separated by commas: of cpu, cuda, rocm, tpu."""
 
@@ -280,7 +278,6 @@ class Export:
             policy=self.policy,
             budget=self.budget,
             out=self.out,
-            data_dir=self.data_dir,
             platforms=_listed(self.platforms),
         )
         print(f"wrote {self.out}; next: eenet run --bundle {self.out} --inputs FILE.npz")

@@ -32,7 +32,7 @@ OPTIONS = {
         "--inputs",
         "--out",
     ],
-    "export": ["--fit", "--policy", "--budget", "--out", "--data-dir", "--platforms"],
+    "export": ["--fit", "--policy", "--budget", "--out", "--platforms"],
     "report": ["--out", "--title", "--readme", "--section"],
     "convert": ["--network", "--dataset", "--build", "--tokenizer", "--out"],
     "demo": ["--out"],

@@ -5,14 +5,16 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.latency import StageLatency
+from eenet_jax.execution.masked import answered_in_full
 from eenet_jax.execution.prediction import predict
 from eenet_jax.execution.samples import samples_of
-from eenet_jax.execution.strategies import BATCHED, Strategy, answered_in_full, build_strategy
+from eenet_jax.execution.strategies import BATCHED, Strategy, build_strategy
 from eenet_jax.execution.streaming import Stream
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
@@ -53,6 +55,7 @@ def choose_strategy(
     exit_rates: Sequence[float],
     *,
     names: Sequence[str] = BATCHED,
+    ready: Mapping[str, Strategy | Stream] = MappingProxyType({}),
 ) -> Choice:
     """Pick the fastest strategy for batches like these; never one slower than the full network.
 
@@ -68,6 +71,7 @@ def choose_strategy(
       exit_rates: Share of samples that is expected to leave at each exit, e.g. on validation.
       names: What to choose from, besides "full"; "streaming" only where samples need not be
         answered batch by batch.
+      ready: Strategies that are compiled already, by their names.
 
     Raises:
       InputError: there are no batches, or the rates are not of this network.
@@ -83,9 +87,13 @@ def choose_strategy(
     made: dict[str, Strategy] = {}
     for name in adaptive[:TRIED]:
         if name == "streaming":
-            passes[name] = _streaming(network, variables, policy, batches)
+            stream = ready.get(name) or stream_for(network, variables, policy, batches)
+            assert isinstance(stream, Stream)
+            passes[name] = _streaming(stream, batches)
         else:
-            made[name] = build_strategy(name, network, policy, sizes[0], latency)
+            run = ready.get(name) or build_strategy(name, network, policy, sizes[0], latency)
+            assert not isinstance(run, Stream)
+            made[name] = run
             passes[name] = functools.partial(_run_all, made[name], variables, batches)
     made["full"] = answered_in_full(network, policy)
     return _pick(made, predicted, _try(passes, sum(sizes)))
@@ -96,8 +104,7 @@ def _run_all(run: Callable, variables: PyTree, batches: Sequence[PyTree]) -> Non
         jax.block_until_ready(run(variables, x))
 
 
-def _streaming(network, variables, policy, batches: Sequence[PyTree]) -> Callable[[], None]:
-    stream = stream_for(network, variables, policy, batches)
+def _streaming(stream: Stream, batches: Sequence[PyTree]) -> Callable[[], None]:
     samples = [sample for x in batches for sample in samples_of(x)]
 
     def run() -> None:

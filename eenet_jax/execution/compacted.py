@@ -20,7 +20,8 @@ from eenet_jax.types import PyTree, StagedNetwork
 
 SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Of a batch, that a size holds."""
-SMALLEST = 8
+MULTIPLE = 8
+"""Of a size, in large batches: accelerators fill their registers with as many rows."""
 
 
 def switch_sizes(batch: int) -> tuple[int, ...]:
@@ -29,7 +30,9 @@ def switch_sizes(batch: int) -> tuple[int, ...]:
     Args:
       batch: Samples.
     """
-    rounded = {min(batch, max(SMALLEST, -(-int(share * batch) // 8) * 8)) for share in SHARES}
+    # Few samples are worth telling apart, and of many only eights.
+    step = min(MULTIPLE, max(1, batch // 8))
+    rounded = {min(batch, max(step, -(-int(share * batch) // step) * step)) for share in SHARES}
     return tuple(sorted(rounded | {batch}))
 
 

@@ -79,7 +79,6 @@ def export_run(
     policy: str = "eenet",
     budget: str | None = None,
     out: str | Path,
-    data_dir: str | None = None,
     platforms: Sequence[str] = PLATFORMS,
 ) -> None:
     """Write a run's network and one of its fitted policies as a bundle.
@@ -90,15 +89,12 @@ def export_run(
       policy: Which policy.
       budget: As typed for `eenet fit`; may be left out where one was fitted.
       out: The bundle's folder. A bundle that is there is replaced.
-      data_dir: Where prepared data sets lie. Nothing is read from there: what the registry and
-        the run say of a data set is enough.
       platforms: To export for, in JAX's words.
 
     Raises:
       InputError: there is no run, no such policy, several budgets and none chosen, or something
         else lies at `out`.
     """
-    del data_dir
     check_replaceable(Path(out))
     chosen = _chosen_policy(Path(run) if fit is None else Path(fit), policy, budget)
     network, variables, _ = load_network(run)

@@ -34,12 +34,28 @@ def masked(
         default the first alone.
     """
 
+    return _by_pieces(network, policy, piece, devices, skipping=True)
+
+
+def answered_in_full(network: StagedNetwork, policy: Policy) -> Callable[[PyTree, PyTree], Answers]:
+    """The same answers without skipping anything: every exit for everybody.
+
+    Args:
+      network: The network.
+      policy: Fitted for its exits.
+    """
+    return _by_pieces(network, policy, None, (), skipping=False)
+
+
+def _by_pieces(
+    network: StagedNetwork, policy: Policy, piece: int | None, devices: Devices, skipping: bool
+) -> Callable[[PyTree, PyTree], Answers]:
     def run(variables: PyTree, x: PyTree) -> Answers:
         reached, logits, left = advance(network, policy, 0, variables, start(network, x))
-        answers = Answers(logits, jnp.zeros(logits.shape[0], jnp.int32))
+        state = (reached, Answers(logits, jnp.zeros(logits.shape[0], jnp.int32)), left)
         for k in range(1, network.num_exits):
-            reached, answers, left = _exit(network, policy, k, variables, reached, answers, left)
-        return answers
+            state = _exit(network, policy, k, variables, *state, skipping)
+        return state[1]
 
     def by_pieces(variables: PyTree, x: PyTree) -> Answers:
         return in_pieces(run, piece or suitable_piece(network, variables, x))(variables, x)
@@ -47,8 +63,8 @@ def masked(
     return on_devices(by_pieces, devices)
 
 
-def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers, left):
-    """Exit k for those who have not left; nothing at all where everybody has."""
+def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers, left, skipping):
+    """Exit k for those who have not left; where skipping, nothing at all if everybody has."""
 
     def go(reached: Reached):
         after, logits, leaves = advance(network, policy, k, variables, reached)
@@ -62,4 +78,4 @@ def _exit(network, policy, k: int, variables, reached: Reached, answers: Answers
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return Reached(*empty), answers, left
 
-    return jax.lax.cond(left.all(), skip, go, reached)
+    return jax.lax.cond(left.all(), skip, go, reached) if skipping else go(reached)

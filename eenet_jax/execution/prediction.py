@@ -55,11 +55,11 @@ def _full(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
     return float(latency.full_pass_seconds(np.asarray([batch]))[0])
 
 
-def _work(latency: StageLatency, k: int, rows: np.ndarray, piece: int) -> np.ndarray:
-    """Seconds of stage k on so many rows inside a program that works in pieces of that size."""
+def _work(latency: StageLatency, k: int, rows: np.ndarray, piece: int, batch: int) -> np.ndarray:
+    """Seconds of stage k on so many rows inside a program that puts a batch through in pieces."""
     alone = latency.stage_seconds(k, rows) - latency.call_seconds
     largest = latency.sizes[-1]
-    if piece >= largest:
+    if batch <= piece or piece >= largest:
         return alone
     # What the full network gains by not being called for each piece, its stages gain alike.
     called = float(latency.full_pass_seconds([piece])[0]) / piece
@@ -71,7 +71,7 @@ def _masked(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
     piece, seconds = min(latency.piece, batch), latency.call_seconds
     pieces = np.asarray([piece] * -(-batch // piece))
     for k, chance in enumerate(reach):
-        work = _work(latency, k, pieces, piece)
+        work = _work(latency, k, pieces, piece, batch)
         seconds += float(((1 - (1 - chance) ** pieces) * work).sum())
     return seconds
 
@@ -86,10 +86,10 @@ def _compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
     last = sizes[np.searchsorted(sizes, np.arange(batch + 1) - whole * piece)]
     shares, seconds = survivor_shares(reach, batch), latency.call_seconds
     # The first stage has nobody to wait for: its last piece is a whole one too.
-    seconds += -(-batch // piece) * float(_work(latency, 0, np.asarray([piece]), piece)[0])
+    seconds += -(-batch // piece) * float(_work(latency, 0, np.asarray([piece]), piece, batch)[0])
     for k, share in list(enumerate(shares))[1:]:
-        work = _work(latency, k, np.maximum(last, 1), piece)
-        each = float(_work(latency, k, np.asarray([piece]), piece)[0])
+        work = _work(latency, k, np.maximum(last, 1), piece, batch)
+        each = float(_work(latency, k, np.asarray([piece]), piece, batch)[0])
         # Nobody: the stage is skipped.
         seconds += float(share @ (whole * each + np.where(last > 0, work, 0.0)))
     return seconds
@@ -104,7 +104,9 @@ def _host_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> flo
 
 def _streaming(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
     piece = min(latency.piece, batch)
-    each = [float(_work(latency, k, np.asarray([piece]), piece)[0]) for k in range(len(reach))]
+    each = [
+        float(_work(latency, k, np.asarray([piece]), piece, batch)[0]) for k in range(len(reach))
+    ]
     return latency.call_seconds + batch / piece * float(reach @ np.asarray(each))
 
 

@@ -6,17 +6,13 @@ answer. They differ in what is computed on the way.
 
 from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-
 from eenet_jax.errors import InputError
 from eenet_jax.execution.buckets import measured_buckets
 from eenet_jax.execution.compacted import compacted
-from eenet_jax.execution.decision import Answers, advance, start
+from eenet_jax.execution.decision import Answers
 from eenet_jax.execution.host_compacted import HostCompacted
 from eenet_jax.execution.latency import StageLatency
 from eenet_jax.execution.masked import masked
-from eenet_jax.pieces import in_pieces, suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.types import PyTree, StagedNetwork
 
@@ -25,30 +21,6 @@ Strategy = Callable[[PyTree, PyTree], Answers]
 
 BATCHED = ("masked", "compacted", "host_compacted")
 """Adaptive strategies that answer a batch before they take the next; a stream does not."""
-
-
-def answered_in_full(network: StagedNetwork, policy: Policy) -> Strategy:
-    """A jitted strategy that computes every exit for everybody, and saves nothing.
-
-    Args:
-      network: The network.
-      policy: Fitted for its exits.
-    """
-
-    def run(variables: PyTree, x: PyTree) -> Answers:
-        reached, logits, left = advance(network, policy, 0, variables, start(network, x))
-        exits = jnp.zeros(logits.shape[0], jnp.int32)
-        for k in range(1, network.num_exits):
-            reached, said, leaves = advance(network, policy, k, variables, reached)
-            gone = left.reshape(-1, *[1] * (said.ndim - 1))
-            logits, exits = jnp.where(gone, logits, said), jnp.where(left, exits, k)
-            left = left | leaves
-        return Answers(logits, exits)
-
-    def by_pieces(variables: PyTree, x: PyTree) -> Answers:
-        return in_pieces(run, suitable_piece(network, variables, x))(variables, x)
-
-    return jax.jit(by_pieces)
 
 
 def build_strategy(

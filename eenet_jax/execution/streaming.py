@@ -40,7 +40,7 @@ class Sample:
     id: Hashable = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Result:
     """What became of a sample; every sample has one.
 
@@ -68,8 +68,8 @@ class _End:
     error: BaseException | None
 
 
-Answer = Callable[[int, np.ndarray, int], None]
-"""Takes a position, its logits and its exit."""
+Answer = Callable[[list[int], np.ndarray, list[int]], None]
+"""Takes positions, their logits [positions, …] and their exits."""
 
 
 class _Programs:
@@ -141,10 +141,11 @@ class _Lane:
         exits = np.asarray(self._state.exits)[outstanding]
         answered = outstanding[exits >= 0]
         if len(answered):
-            logits = np.asarray(self._state.logits)
-            for place, left in zip(answered, exits[exits >= 0], strict=True):
-                self._answer(int(self._positions[place]), logits[place].copy(), int(left))
+            # A copy, for the places are used again.
+            logits = np.asarray(self._state.logits)[answered]
+            positions, left = self._positions[answered].tolist(), exits[exits >= 0].tolist()
             self._positions[answered] = -1
+            self._answer(positions, logits, left)
 
     def holds_up_to(self, position: int) -> bool:
         """Whether a sample of this position or an earlier one is on its way here."""
@@ -240,7 +241,7 @@ class Stream:
           x: A sample.
         """
         key, placed = self.lanes.place(x)
-        lane = self.new_lane(key, placed, lambda position, logits, left: None)
+        lane = self.new_lane(key, placed, lambda positions, logits, left: None)
         lane.add(0, placed)
         lane.finish()
 
@@ -372,11 +373,13 @@ class _Pass:
             self._lanes[key] = self._stream.new_lane(key, placed, self._answer)
         self._lanes[key].add(position, placed)
 
-    def _answer(self, position: int, logits: np.ndarray, left: int) -> None:
-        if np.isfinite(logits).all():
-            self._note(position, logits=logits, exit_index=left)
-        else:
-            self._note(position, error="the network's answer is not finite: look at the sample")
+    def _answer(self, positions: list[int], logits: np.ndarray, left: list[int]) -> None:
+        finite = np.isfinite(logits).reshape(len(logits), -1).all(1).tolist()
+        for position, said, k, fine in zip(positions, logits, left, finite, strict=True):
+            if fine:
+                self._note(position, logits=said, exit_index=k)
+            else:
+                self._note(position, error="the network's answer is not finite: look at the sample")
 
     def _note(self, position: int, **fields: Any) -> None:
         own, since = self._arrived.pop(position)
@@ -392,14 +395,14 @@ class _Pass:
                 break
             overdue = position
         # Where there is no room, the older half of those on their way makes some.
-        if self._is_full() and self._arrived:
+        held_back = len(self._ready) if self._stream.ordered else 0
+        if self._arrived and len(self._arrived) + held_back >= self._stream.capacity:
             waiting = list(self._arrived)
             overdue = max(overdue, waiting[len(waiting) // 2])
         return overdue
 
     def _is_full(self) -> bool:
-        held_back = len(self._ready) if self._stream.ordered else 0
-        return len(self._arrived) + held_back >= self._stream.capacity
+        return len(self._arrived) + len(self._ready) >= self._stream.capacity
 
     def _hurry(self, overdue: int) -> None:
         """See that samples up to this position get their answers, with those who wait beside."""

@@ -1,14 +1,17 @@
 """How much time leaving early saves, beside the full network and beside PyTorch.
 
 Command:
-    python experiments/benchmarks/execution.py [resnet56_3] [minilm] [--runs RUN …]
-        [--batches 1,8,64,256] [--repeats 7] [--write docs/execution.md]
+    python experiments/benchmarks/execution.py [NETWORK[:BATCHES] …] [--runs RUN[:BATCHES] …]
+        [--repeats 7] [--rows FILE.json] [--write docs/execution.md]
 
-Networks with fresh weights answer random inputs by policies whose thresholds let the shares of
-three mixes leave: easy (80, 15 and 5 %), even (a third each) and hard (20, 30 and 50 %). `--runs`
-adds trained networks with their own test samples and fitted policies. Everything is timed in turn,
-pass by pass, in one process; the medians count. PyTorch (extra `torch`) runs the same network with
-the same weights, in the memory layout that suits it, once in full and once on the survivors alone.
+Networks with fresh weights (resnet56_3 and minilm unless others are named) answer random inputs by
+policies whose thresholds let the shares of three mixes leave: easy (80, 15 and 5 %), even (a third
+each) and hard (20, 30 and 50 %). `--runs` adds trained networks with their own test samples and
+fitted policies. BATCHES are sizes separated by commas, 1,8,64,256 unless given. Everything is timed
+in turn, pass by pass, in one process; the medians count. PyTorch (extra `torch`) runs the same
+network with the same weights, in the memory layout that suits it, once in full and once on the
+survivors alone. `--rows` keeps what was measured in a file, beside earlier rows of other networks,
+batch sizes and mixes on the same device, and the tables are of all of them.
 
 The last line is JSON with every figure by name.
 """
@@ -28,14 +31,16 @@ import jax
 import numpy as np
 
 from eenet_jax import networks
+from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.costs import count_costs
 from eenet_jax.environment import device_name
+from eenet_jax.errors import InputError
 from eenet_jax.execution.adaptive import batches_of, find_policies
 from eenet_jax.execution.latency import load_stage_latency
 from eenet_jax.execution.masked import masked
 from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement
 from eenet_jax.execution.planning import H100, TPU_V5E, fit_device
-from eenet_jax.execution.prediction import Measured, predictions, tabulate, validate
+from eenet_jax.execution.prediction import Measured, Validation, predictions, validate
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.max_prob import MaxProb
 from eenet_jax.policies.policy import Policy
@@ -51,7 +56,8 @@ except ModuleNotFoundError:
     torch = None
 
 MIXES = {"easy": (0.8, 0.15, 0.05), "even": (1 / 3, 1 / 3, 1 / 3), "hard": (0.2, 0.3, 0.5)}
-SAMPLES = {1: 48, 8: 96, 64: 256, 256: 512}
+BATCHES = "1,8,64,256"
+SAMPLES = {1: 48, 8: 96, 64: 512, 256: 512}
 """Timed in a pass, by batch size: about a second's worth."""
 FORWARD_BATCH = 128
 MINILM = {
@@ -370,6 +376,8 @@ def plans(
     costs = count_costs(case.network).costs
     flops = (2e6 * np.diff([0.0, *costs])).tolist()
     names = ("masked", "compacted", "host_compacted", "streaming")
+    here = [row for row in rows if row["strategy"] in names and row["network"] == case.name]
+    mixes = [row["mix"] for row in here]
     measured = [
         Measured(
             strategy=row["strategy"],
@@ -377,8 +385,7 @@ def plans(
             exit_rates=tuple(row["exit_rates"]),
             seconds_per_sample=1 / row["samples_per_second"],
         )
-        for row in rows
-        if row["strategy"] in names and row["network"] == case.name
+        for row in here
     ]
     table = validate(latency, measured)
     fitted = fit_device(latency, flops)
@@ -394,7 +401,22 @@ def plans(
                 device.table(flops, latency.sizes), shares, (64, 256, 1024), (*names, "full")
             )
             lines += [(device.name, mix, row) for row in found]
-    return tabulate(table), _planned(lines), errors
+    return _validated(mixes, table), _planned(lines), errors
+
+
+def _validated(mixes: Sequence[str], rows: Sequence[Validation]) -> list[str]:
+    """Markdown: relative errors of the predictions by batch and mix, and of their median."""
+    names = list(dict.fromkeys(row.strategy for row in rows))
+    errors = {
+        (row.batch_size, mix, row.strategy): row.relative_error
+        for mix, row in zip(mixes, rows, strict=True)
+    }
+    lines = [
+        [str(batch), mix, *(f"{100 * errors[batch, mix, name]:+.0f} %" for name in names)]
+        for batch, mix in dict.fromkeys(key[:2] for key in errors)
+    ]
+    title = f"Predicted seconds over measured ones, resnet56_3, {device_name()}"
+    return _table(title, ["batch", "mix", *names], lines).markdown().splitlines()
 
 
 def _planned(lines: Sequence[tuple[str, str, Any]]) -> str:
@@ -413,21 +435,41 @@ def _planned(lines: Sequence[tuple[str, str, Any]]) -> str:
     return _table(title, headings, made).markdown()
 
 
+def _with_earlier(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All rows that are kept there by now, those of the same device; a newer one counts."""
+    if path is None:
+        return rows
+    kept = {"device": device_name(), "rows": []}
+    if path.exists():
+        kept = read_json(path, "rows of the benchmark")
+    if kept["device"] != device_name():
+        raise InputError(f"'{path}' has rows of {kept['device']}: give another --rows")
+    order = [row["network"] for row in [*kept["rows"], *rows]]
+    found = {
+        tuple(row[name] for name in ("network", "batch", "mix", "strategy")): row
+        for row in [*kept["rows"], *rows]
+    }
+    merged = sorted(found.values(), key=lambda row: (order.index(row["network"]), -row["batch"]))
+    write_json(path, {"device": device_name(), "rows": merged})
+    return merged
+
+
 def main() -> None:
     """Measure, print, and write the tables where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=["resnet56_3", "minilm"])
-    parser.add_argument("--runs", nargs="*", type=Path, default=[])
-    parser.add_argument("--batches", default="1,8,64,256")
+    parser.add_argument("--runs", nargs="*", default=[])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--rows", type=Path)
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
-    batch_sizes = [int(size) for size in given.batches.split(",")]
     figures: dict[str, Any] = {"device": device_name(), "repeats": given.repeats}
     rows, planned = [], None
     with tempfile.TemporaryDirectory() as folder:
-        for number, what in enumerate([*given.networks, *given.runs]):
-            case = trained(what) if isinstance(what, Path) else fresh(what)
+        for number, asked in enumerate([*given.networks, *given.runs]):
+            what, _, sizes = asked.partition(":")
+            batch_sizes = [int(size) for size in (sizes or BATCHES).split(",")]
+            case = fresh(what) if number < len(given.networks) else trained(Path(what))
             kept = Path(folder) / f"{number}.json"
             if what == "resnet56_3":
                 figures["forward_seconds"] = forward_figures(case, given.repeats)
@@ -436,6 +478,7 @@ def main() -> None:
             if what == "resnet56_3":
                 planned = plans(case, rows, kept)
                 figures["prediction_errors"] = planned[-1]
+    rows = _with_earlier(given.rows, rows)
     for figure in ("realised_over_ideal", "speedup", "samples_per_second"):
         figures[f"{figure}_by_network"] = by_names(rows, figure)
     first = figures["realised_over_ideal_by_network"][rows[0]["network"]]

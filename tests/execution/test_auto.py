@@ -1,13 +1,17 @@
 """What is picked is what took least, and never what is slower than the full network."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from replay import exit_probs, replay_network
+from test_streaming import TEXTS
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution import auto
 from eenet_jax.execution.auto import choose_strategy
 from eenet_jax.execution.planning import Device
+from eenet_jax.execution.streaming import Result
 from eenet_jax.policies.max_prob import MaxProb
 
 EXITS, CLASSES, BATCH = 3, 2, 16
@@ -109,3 +113,28 @@ def test_trials_are_timed_in_turn():
 def test_without_batches_nothing_can_be_tried():
     with pytest.raises(InputError, match="no batches to try strategies on"):
         choose_strategy(replay_network(EXITS, CLASSES), NOTHING, POLICY, [], _latency(0.0), RATES)
+
+
+def test_a_stream_that_answers_nothing_is_not_picked():
+    class Refusing(auto.Stream):
+        def __init__(self):
+            pass
+
+        def __call__(self, source):
+            for position, _ in enumerate(source):
+                yield Result(position=position, id=position, error="no")
+
+    with pytest.raises(InputError, match="sample 0 got no answer: no"):
+        auto._streaming(Refusing(), [LOGITS])()
+
+
+def test_texts_of_every_length_that_the_network_takes_are_tried():
+    settings = {**TEXTS.settings, "max_positions": 32}
+    network = dataclasses.replace(TEXTS, settings=settings, input_shape=(8,))
+    ids = np.random.default_rng(0).integers(0, 50, (BATCH, 20)).astype(np.int32)
+    batches = [{"input_ids": ids, "attention_mask": np.ones_like(ids)}]
+    choice = choose_strategy(
+        network, NOTHING, POLICY, batches, _latency(0.0), RATES, names=("streaming",)
+    )
+    assert choice.tried.keys() == {"full", "streaming"}
+    assert min(choice.tried.values()) > 0

@@ -220,7 +220,7 @@ def test_images_are_normalised_by_the_bundle(folder):
         ("bert", [], "takes a list of texts, at least one"),
         ("bert", "a text", "takes a list of texts, at least one"),
         ("bert", np.zeros((2, 8, 8, 3)), "takes a list of texts, at least one"),
-        ("bert", {"input_ids": np.zeros((1, 4), int)}, r"tokens have \['input_ids'\]: give"),
+        ("bert", {"input_ids": np.zeros((1, 4), int)}, "tokens are wanted, not ..input_ids"),
         ("bert", (1, 10, 0), "texts of 10 tokens: the network takes up to 9"),
         ("bert", (1, 4, 14), "input_ids hold 14: the vocabulary runs from 0 to 14 - 1"),
         ("bert", (0, 4, 0), "no samples are given"),

@@ -104,7 +104,7 @@ def test_compacted_on_the_device_runs_the_smallest_size_that_holds_the_survivors
     run = compacted(counter.network, _policy())
     for exits, executed in (
         ([0] * 32, [[32], [], []]),
-        ([1] * 10 + [0] * 22, [[32], [16], []]),
+        ([1] * 10 + [0] * 22, [[32], [12], []]),
         ([0] * 6 + [1] * 21 + [2] * 5, [[32], [32], [8]]),
         ([0, 2, 1, 2] * 8, [[32], [24], [16]]),
         ([2] * 32, [[32], [32], [32]]),
