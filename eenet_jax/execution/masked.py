@@ -52,10 +52,12 @@ def _by_pieces(
 ) -> Callable[[PyTree, PyTree], Answers]:
     def run(variables: PyTree, x: PyTree) -> Answers:
         reached, logits, left = advance(network, policy, 0, variables, start(network, x))
-        state = (reached, Answers(logits, jnp.zeros(logits.shape[0], jnp.int32)), left)
+        answers = Answers(logits, jnp.zeros(logits.shape[0], jnp.int32))
         for k in range(1, network.num_exits):
-            state = _exit(network, policy, k, variables, *state, skipping)
-        return state[1]
+            reached, answers, left = _exit(
+                network, policy, k, variables, reached, answers, left, skipping
+            )
+        return answers
 
     def by_pieces(variables: PyTree, x: PyTree) -> Answers:
         return in_pieces(run, piece or suitable_piece(network, variables, x))(variables, x)

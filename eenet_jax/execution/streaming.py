@@ -374,7 +374,7 @@ class _Pass:
         self._lanes[key].add(position, placed)
 
     def _answer(self, positions: list[int], logits: np.ndarray, left: list[int]) -> None:
-        finite = np.isfinite(logits).reshape(len(logits), -1).all(1).tolist()
+        finite = np.asarray(np.isfinite(logits).reshape(len(logits), -1).all(1))
         for position, said, k, fine in zip(positions, logits, left, finite, strict=True):
             if fine:
                 self._note(position, logits=said, exit_index=k)
