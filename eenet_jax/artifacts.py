@@ -8,9 +8,13 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from eenet_jax.errors import InputError
 
@@ -123,6 +127,32 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
         raise InputError(f"no {what} at '{path}': check the path") from None
     except (OSError, ValueError) as error:
         raise InputError(f"'{path}' is not a readable {what} ({error}): make it again") from None
+
+
+def read_npz(path: str | Path, what: str, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an archive; nothing in it is unpickled.
+
+    Args:
+      path: The file.
+      what: It is, for messages.
+      remedy: Where it is no archive.
+
+    Raises:
+      InputError: the file is missing or is no archive.
+    """
+    path = Path(path)
+    try:
+        # Opened here: numpy leaves open what turns out to be no archive.
+        with path.open("rb") as source:
+            archive = np.load(source, allow_pickle=False)
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise InputError(f"no {what} at '{path}': check the path") from None
+    except (
+        OSError, ValueError, AttributeError, EOFError, NotImplementedError, RuntimeError,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        raise InputError(f"'{path}' is not a readable .npz archive ({error}): {remedy}") from None
 
 
 def sha256_of(path: str | Path) -> str:

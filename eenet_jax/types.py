@@ -9,8 +9,6 @@ import functools
 import itertools
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Int
 
-from eenet_jax.artifacts import read_json, replacing, write_json
+from eenet_jax.artifacts import read_json, read_npz, replacing, write_json
 from eenet_jax.errors import InputError
 
 Array = jax.Array | np.ndarray
@@ -211,7 +209,7 @@ class ExitPredictions:
           InputError: the file is missing, unreadable, lacks `probs` or `labels`, or
             holds values that are not predictions.
         """
-        members = _read_npz(Path(path))
+        members = read_npz(path, "predictions file", "write it with numpy.savez")
         for key in ("probs", "labels"):
             if key not in members:
                 raise InputError(
@@ -232,23 +230,6 @@ def _parsed_meta(text: str) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise InputError(f"meta is {text[:40]!r}: it must be a JSON object")
     return meta
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    try:
-        # Opened here: numpy leaves open what turns out to be no archive.
-        with path.open("rb") as source:
-            archive = np.load(source, allow_pickle=False)
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise InputError(f"no predictions file at '{path}': check the path") from None
-    except (
-        OSError, ValueError, AttributeError, EOFError, NotImplementedError, RuntimeError,
-        zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
-        raise InputError(
-            f"'{path}' is not a readable .npz archive ({error}): write it with numpy.savez"
-        ) from None
 
 
 def _checked_probs(probs: np.ndarray) -> np.ndarray:

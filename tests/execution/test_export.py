@@ -560,4 +560,4 @@ def test_commands_that_cannot_be_run(folder, run, tmp_path, capsys):
         np.savez(tmp_path / "samples.npz", **arrays)
         assert message in _refused(capsys, *given, tmp_path / "samples.npz")
     (tmp_path / "samples.npz").write_bytes(b"PK")
-    assert "is no readable .npz archive" in _refused(capsys, *given, tmp_path / "samples.npz")
+    assert "is not a readable .npz archive" in _refused(capsys, *given, tmp_path / "samples.npz")
