@@ -19,7 +19,8 @@ from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.predictions import load_network
-from eenet_jax.types import CostTable, PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import CostTable, PyTree
 
 
 def count_costs(network: MultiExitNetwork) -> CostTable:

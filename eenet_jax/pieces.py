@@ -10,7 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 Pass = Callable[[PyTree, PyTree], PyTree]
 """Of variables and a batch; every leaf of its result has the batch as its first axis."""

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -26,71 +26,6 @@ PyTree = Any
 
 MEASURES = ("max", "entropy", "margin", "vote", "patience")
 """The confidence measures, in the order of the last axis of `ExitPredictions.measures`."""
-
-
-@runtime_checkable
-class StagedNetwork(Protocol):
-    """What running a network stage by stage asks of it.
-
-    `networks.MultiExitNetwork` is one, and so is a bundle, which has no network's code.
-    Variables are whatever pytree the network's own weights are.
-    """
-
-    @property
-    def num_exits(self) -> int:
-        """K."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """C."""
-        ...
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Of one sample, without the batch axis; of tokens, (length,) of an example."""
-        ...
-
-    @property
-    def inputs(self) -> str:
-        """An "image" array, or "tokens", a dict with `input_ids` and `attention_mask`."""
-        ...
-
-    @property
-    def dense(self) -> bool:
-        """Whether heads return logits of every pixel."""
-        ...
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens of the longest text that it takes; None for images."""
-        ...
-
-    @property
-    def vocab_size(self) -> int | None:
-        """One more than the greatest token id; None for images, or where it is not known."""
-        ...
-
-    def example(self, batch_size: int = 1) -> PyTree:
-        """An input [batch, …] to trace and warm up with."""
-        ...
-
-    def stage(
-        self, k: int, variables: PyTree, carry: PyTree, train: bool, key: jax.Array | None
-    ) -> tuple[PyTree, Any]:
-        """Stage k (0-based) on what stage k-1 handed on: the next carry, and statistics."""
-        ...
-
-    def head(
-        self, k: int, variables: PyTree, carry: PyTree, train: bool, key: jax.Array | None
-    ) -> tuple[jax.Array, Any]:
-        """Exit head k on the carry after stage k: logits, and statistics."""
-        ...
-
-    def apply(self, variables: PyTree, x: PyTree) -> jax.Array:
-        """Logits of every exit [exits, batch, …] in evaluation mode."""
-        ...
-
 
 ROW_SUM_TOLERANCE = 1e-3
 HALF_ROW_SUM_TOLERANCE = 1e-2

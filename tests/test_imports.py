@@ -13,7 +13,16 @@ ROOT = Path(eenet_jax.__file__).parent
 PACKAGE = ROOT.name
 
 ORDER = (
-    ("errors", "artifacts", "types", "environment", "confidence", "dense", "pieces"),
+    (
+        "errors",
+        "artifacts",
+        "types",
+        "environment",
+        "confidence",
+        "dense",
+        "staged_network",
+        "pieces",
+    ),
     ("config",),
     ("data",),
     ("networks",),

@@ -17,7 +17,8 @@ from eenet_jax.execution.samples import samples_of
 from eenet_jax.execution.strategies import BATCHED, Strategy, build_strategy
 from eenet_jax.execution.streaming import Stream
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 TRIALS = 3
 WORTH_IT = 0.97

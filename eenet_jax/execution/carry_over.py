@@ -15,7 +15,8 @@ from jaxtyping import Array
 
 from eenet_jax.execution.decision import Answers, Reached, advance, each_part, start
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 NOBODY = -1
 """The exit of a place that has no answer yet."""

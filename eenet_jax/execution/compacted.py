@@ -16,7 +16,8 @@ from eenet_jax.execution.decision import Answers, Reached, advance, start
 from eenet_jax.execution.shards import Devices, on_devices
 from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Of a batch, that a size holds."""

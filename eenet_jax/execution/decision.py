@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from eenet_jax.dense import image_means, pixel_classes
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import MEASURES, PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import MEASURES, PyTree
 
 
 @jax.tree_util.register_dataclass

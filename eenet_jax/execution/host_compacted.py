@@ -11,7 +11,8 @@ import numpy as np
 from eenet_jax.execution.buckets import Buckets
 from eenet_jax.execution.decision import Answers, Reached, compile_advance, start
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 
 class HostCompacted:

@@ -10,7 +10,8 @@ import numpy as np
 from eenet_jax.errors import InputError
 from eenet_jax.execution.buckets import bucket_sizes
 from eenet_jax.execution.samples import checked_floats, checked_shape, checked_tokens
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 
 class Lanes:

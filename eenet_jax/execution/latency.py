@@ -18,7 +18,8 @@ from eenet_jax.errors import InputError
 from eenet_jax.execution.decision import Reached, compile_advance, start
 from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 FORMAT = "eenet_jax.stage_latency.2"
 LONG_SECONDS = 3.0

@@ -14,7 +14,8 @@ from eenet_jax.execution.host_compacted import HostCompacted
 from eenet_jax.execution.latency import StageLatency
 from eenet_jax.execution.masked import masked
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 Strategy = Callable[[PyTree, PyTree], Answers]
 """A function (variables, batch) → `Answers` in the batch's order."""

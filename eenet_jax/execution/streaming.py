@@ -22,7 +22,8 @@ from eenet_jax.execution.carry_over import CarryOver, State
 from eenet_jax.execution.lanes import Lanes
 from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
-from eenet_jax.types import PyTree, StagedNetwork
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
 
 POLL_SECONDS = 0.1
 
