@@ -6,6 +6,7 @@ sample that leaves at exit k has gone through them.
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -137,8 +138,13 @@ class Timing:
     repeats: int
 
 
-def measure(run: Callable[[], Any], repeats: int = 7) -> Timing:
+def measure(run: Callable[[], Any], repeats: int = 7, limit_s: float = math.inf) -> Timing:
     """Time a call, after one that warms up; every result is waited for.
+
+    Args:
+      run: The call.
+      repeats: How often.
+      limit_s: Seconds after which it is not repeated further.
 
     Raises:
       InputError: `repeats` is not positive.
@@ -147,12 +153,14 @@ def measure(run: Callable[[], Any], repeats: int = 7) -> Timing:
         raise InputError(f"repeats is {repeats}: give 1 or more")
     jax.block_until_ready(run())
     seconds = []
-    for _ in range(repeats):
+    while len(seconds) < repeats and sum(seconds) < limit_s:
         start = time.perf_counter()
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - start)
     return Timing(
-        median_s=statistics.median(seconds), spread_s=max(seconds) - min(seconds), repeats=repeats
+        median_s=statistics.median(seconds),
+        spread_s=max(seconds) - min(seconds),
+        repeats=len(seconds),
     )
 
 

@@ -144,7 +144,9 @@ class ExitPredictions:
           InputError: the file is missing, unreadable, lacks `probs` or `labels`, or
             holds values that are not predictions.
         """
-        members = read_npz(path, "predictions file", "write it with numpy.savez")
+        members: dict[str, Any] = {
+            **read_npz(path, "predictions file", "write it with numpy.savez")
+        }
         for key in ("probs", "labels"):
             if key not in members:
                 raise InputError(

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import jax
 
@@ -82,7 +83,7 @@ def choose_strategy(
     sizes = [jax.tree.leaves(x)[0].shape[0] for x in batches]
     predicted = {name: predict(latency, exit_rates, sizes[0], name) for name in ("full", *names)}
     adaptive = sorted((n for n in predicted if n != "full"), key=lambda name: predicted[name])
-    passes: dict[str, Callable[[], None]] = {
+    passes: dict[str, Callable[[], Any]] = {
         "full": functools.partial(_run_all, jax.jit(network.apply), variables, batches)
     }
     made: dict[str, Strategy] = {}
@@ -90,7 +91,8 @@ def choose_strategy(
         if name == "streaming":
             stream = ready.get(name) or stream_for(network, variables, policy, batches)
             assert isinstance(stream, Stream)
-            passes[name] = _streaming(stream, batches)
+            samples = [sample for x in batches for sample in samples_of(x)]
+            passes[name] = functools.partial(stream.answers, samples)
         else:
             run = ready.get(name) or build_strategy(name, network, policy, sizes[0], latency)
             assert not isinstance(run, Stream)
@@ -103,17 +105,6 @@ def choose_strategy(
 def _run_all(run: Callable, variables: PyTree, batches: Sequence[PyTree]) -> None:
     for x in batches:
         jax.block_until_ready(run(variables, x))
-
-
-def _streaming(stream: Stream, batches: Sequence[PyTree]) -> Callable[[], None]:
-    samples = [sample for x in batches for sample in samples_of(x)]
-
-    def run() -> None:
-        for result in stream(samples):
-            if result.error is not None:
-                raise InputError(f"sample {result.position} got no answer: {result.error}")
-
-    return run
 
 
 def stream_for(
@@ -133,7 +124,7 @@ def stream_for(
     return Stream(network, variables, policy, batch_size=size, lengths=lengths)
 
 
-def _try(passes: Mapping[str, Callable[[], None]], count: int) -> dict[str, float]:
+def _try(passes: Mapping[str, Callable[[], Any]], count: int) -> dict[str, float]:
     """Seconds per sample, pass by pass in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for turn in range(TRIALS + 1):

@@ -98,8 +98,8 @@ def default_buckets(num_exits: int, batch_size: int) -> Buckets:
     return Buckets(sizes=sizes, cost=np.tile(cost, (num_exits, 1)))
 
 
-def bucket_sizes(batch_size: int, smallest: int = SMALLEST) -> tuple[int, ...]:
-    """Powers of two from `smallest` to the batch, and the batch.
+def bucket_sizes(batch_size: int) -> tuple[int, ...]:
+    """Powers of two from 8 to the batch, and the batch.
 
     Raises:
       InputError: `batch_size` is not positive.
@@ -107,7 +107,7 @@ def bucket_sizes(batch_size: int, smallest: int = SMALLEST) -> tuple[int, ...]:
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size} must be at least 1")
     powers = {1 << power for power in range(batch_size.bit_length())}
-    return tuple(sorted({size for size in powers if size >= smallest} | {batch_size}))
+    return tuple(sorted({size for size in powers if size >= SMALLEST} | {batch_size}))
 
 
 def measured_buckets(latency: StageLatency, batch_size: int) -> Buckets:

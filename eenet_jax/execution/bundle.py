@@ -35,7 +35,7 @@ Functions = tuple[jax.export.Exported, ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class BundleNetwork:
-    """A `types.StagedNetwork` of exported functions; its variables have flat names.
+    """A `StagedNetwork` of exported functions; its variables have flat names.
 
     Attributes:
       stages: One an exit, (weights, carry) → carry.

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from eenet_jax.artifacts import read_json, write_json
+from eenet_jax.costs import measure
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.decision import Reached, compile_advance, start
@@ -113,11 +112,10 @@ def measure_stage_latency(
       repeats: Timed calls of each; their median counts.
 
     Raises:
-      InputError: `repeats` or a size is not positive.
+      InputError: `repeats` or a size is not positive, or there are no sizes.
     """
-    for name, value in (("repeats", repeats), ("size", min(sizes, default=0))):
-        if value < 1:
-            raise InputError(f"{name} is {value}: give 1 or more")
+    if min(sizes, default=0) < 1:
+        raise InputError(f"sizes {list(sizes)} must be one or more, all at least 1")
     sizes = tuple(sorted(set(sizes)))
     steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
     full, begin = jax.jit(network.apply), jax.jit(lambda x: start(network, x))
@@ -191,14 +189,8 @@ def _stage_seconds(
 
 
 def _median(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds, after one call that warms up; of fewer calls where they take long."""
-    jax.block_until_ready(call())
-    taken = []
-    while len(taken) < repeats and sum(taken) < LONG_SECONDS:
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+    """Seconds; of fewer calls where they take long."""
+    return measure(call, repeats, LONG_SECONDS).median_s
 
 
 def _batch_of(x: PyTree, size: int) -> PyTree:

@@ -10,9 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
-from eenet_jax.costs import measure_latency
 from eenet_jax.dense import all_image_means
 from eenet_jax.errors import InputError
 from eenet_jax.execution.auto import choose_strategy, stream_for
@@ -22,9 +20,11 @@ from eenet_jax.execution.latency import (
     cached_stage_latency,
     measure_stage_latency,
 )
+from eenet_jax.execution.prediction import ideal_share
 from eenet_jax.execution.samples import samples_of
 from eenet_jax.execution.strategies import BATCHED, Strategy, build_strategy
 from eenet_jax.execution.streaming import Stream
+from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -51,8 +51,8 @@ class Measurement:
       spread_seconds: Slowest minus fastest pass.
       repeats: Timed passes.
       speedup: Full network's median over this one's.
-      ideal_speedup: T_full / T_ideal, T_ideal being T_full times the sum over stages of the
-        stage's part of the summed stage times and the share of samples that reaches it.
+      ideal_speedup: T_full / T_ideal, T_ideal being T_full times `ideal_share`: the sum over
+        stages of the stage's part of the summed stage times and the share that reaches it.
       realised_over_ideal: (T_full - T) / (T_full - T_ideal); None where nothing can be saved.
       p50_ms: Of samples, from being handed over to being answered: the whole batch's time, and
         for a stream each sample's own.
@@ -135,9 +135,6 @@ class Bench:
         self.batch_size, self.samples = sizes[0], sum(sizes)
         self._full = jax.jit(network.apply)
         self._last = jax.jit(lambda variables, x: network.apply(variables, x)[-1])
-        table = measure_latency(network, variables, batch_size=sizes[0], repeats=repeats)
-        parts = np.add(table.extra["stage_ms"], table.extra["head_ms"])
-        self.stage_parts = parts / parts.sum()
         outputs = [self._outputs(x) for x in self.batches]
         self.probs = np.concatenate([probs for probs, _ in outputs], axis=1)
         found = [measures for _, measures in outputs if measures is not None]
@@ -167,8 +164,9 @@ class Bench:
         for name in strategies:
             if name not in STRATEGIES:
                 raise InputError(f"strategy '{name}' is unknown: choose {', '.join(STRATEGIES)}")
-        if self.latency is None:
-            self.latency = self._measure_latency(policy)
+        wanted_sizes = self._sizes(strategies)
+        if self.latency is None or not set(wanted_sizes) <= set(self.latency.sizes):
+            self.latency = self._measure_latency(policy, wanted_sizes)
         self._ready = {}
         # "auto" last: what it tries is compiled by then.
         names = sorted((*REFERENCES, *strategies), key=lambda name: name == "auto")
@@ -185,8 +183,13 @@ class Bench:
         wanted = policy.decide(self.probs, self.measures)
         return [self._measurement(policy, name, each, full, wanted) for name, each in timed.items()]
 
-    def _measure_latency(self, policy: Policy) -> StageLatency:
-        sizes = [*(size for size in LATENCY_SIZES if size < self.batch_size), self.batch_size]
+    def _sizes(self, strategies: Sequence[str]) -> list[int]:
+        """At which stages are measured: of the full pass, and others for who chooses by them."""
+        if not {"auto", "host_compacted"} & set(strategies):
+            return [suitable_piece(self.network, self.variables, self.batches[0])]
+        return [*(size for size in LATENCY_SIZES if size < self.batch_size), self.batch_size]
+
+    def _measure_latency(self, policy: Policy, sizes: Sequence[int]) -> StageLatency:
         # Batches of texts come shortest first.
         typical = self.batches[len(self.batches) // 2]
         asked = (self.network, policy, self.variables, typical, sizes)
@@ -247,12 +250,9 @@ class Bench:
             stream.warm_up(samples_of(x)[0])
 
         def run() -> tuple[np.ndarray, np.ndarray]:
-            exits, waits = np.zeros(self.samples, np.int32), np.zeros(self.samples)
-            for result in stream(samples):
-                if result.error is not None:
-                    raise InputError(f"sample {result.position} got no answer: {result.error}")
-                exits[result.position], waits[result.position] = result.exit_index, result.seconds
-            return exits, waits
+            results = stream.answers(samples)
+            exits = np.asarray([result.exit_index for result in results])
+            return exits, np.asarray([result.seconds for result in results])
 
         return _Timed(run, picked)
 
@@ -284,7 +284,8 @@ class Bench:
         median, waits = statistics.median(timed.seconds), 1e3 * np.concatenate(timed.waits)
         adaptive, exits = name not in REFERENCES, np.asarray(timed.exits)
         rates = np.bincount(exits, minlength=policy.num_exits) / self.samples
-        share = self._ideal_share(rates) if adaptive else 1.0
+        assert self.latency is not None
+        share = ideal_share(self.latency, rates.tolist(), self.batch_size) if adaptive else 1.0
         return Measurement(
             policy=policy.name,
             budget=policy.budget,
@@ -305,11 +306,6 @@ class Bench:
             device=self.device,
             picked=timed.picked,
         )
-
-    def _ideal_share(self, rates: Float[np.ndarray, " exits"]) -> float:
-        """The share of the full network's time that is left if samples run only their stages."""
-        reaching = np.cumsum(rates[::-1])[::-1]
-        return float(self.stage_parts @ reaching)
 
 
 def _ratio(part: float, whole: float) -> float | None:

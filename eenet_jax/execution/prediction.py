@@ -164,7 +164,7 @@ def predictions(
     rows = []
     for batch in batch_sizes:
         full = predict(latency, exit_rates, batch, "full")
-        saved = full * (1 - _ideal_share(latency, exit_rates, batch))
+        saved = full * (1 - ideal_share(latency, exit_rates, batch))
         for strategy in strategies:
             seconds = predict(latency, exit_rates, batch, strategy)
             rows.append(
@@ -178,9 +178,21 @@ def predictions(
     return rows
 
 
-def _ideal_share(latency: StageLatency, exit_rates: Sequence[float], batch: int) -> float:
+def ideal_share(latency: StageLatency, exit_rates: Sequence[float], batch_size: int) -> float:
+    """The share of the full network's time that is left if samples run only their stages.
+
+    That is the sum over stages of the stage's part of the summed stage times and the share of
+    samples that reaches it. Stages are timed on as many samples as the full pass runs them on: a
+    piece, where it goes through in pieces.
+
+    Args:
+      latency: Of every stage.
+      exit_rates: Share of samples that leaves at each exit.
+      batch_size: Samples that come together.
+    """
     reach = _reach(exit_rates, latency)
-    parts = [float(latency.stage_seconds(k, [batch])[0]) for k in range(len(reach))]
+    together = min(batch_size, latency.piece)
+    parts = [float(latency.stage_seconds(k, [together])[0]) for k in range(len(reach))]
     return float(np.asarray(parts) @ reach / sum(parts))
 
 

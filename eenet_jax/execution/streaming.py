@@ -255,6 +255,21 @@ class Stream:
             )
         return _Lane(self._programs[key], answer)
 
+    def answers(self, samples: Iterable[Any]) -> list[Result]:
+        """Results of samples that all have an answer, in the order of arrival.
+
+        Args:
+          samples: As for calling the stream; they must end.
+
+        Raises:
+          InputError: a sample has no answer.
+        """
+        results = sorted(self(samples), key=lambda result: result.position)
+        for result in results:
+            if result.error is not None:
+                raise InputError(f"sample {result.position} got no answer: {result.error}")
+        return results
+
     def __call__(self, source: Iterable[Any]) -> Iterator[Result]:
         """Results of all samples of a source, each once.
 
@@ -289,6 +304,7 @@ class _Pass:
         self._stopped = threading.Event()
 
     def results(self, source: Iterable[Any]) -> Iterator[Result]:
+        """See `Stream`, when it is called."""
         threading.Thread(target=self._read, args=(source,), daemon=True).start()
         try:
             end = None

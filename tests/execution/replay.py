@@ -55,13 +55,13 @@ def streamed(network: MultiExitNetwork, policy: Policy, **settings):
 
     @functools.cache
     def stream() -> Stream:
-        return Stream(network, made["variables"], policy, ordered=True, **settings)
+        return Stream(network, made["variables"], policy, **settings)
 
     made = {}
 
     def run(variables, x: np.ndarray) -> Answers:
         made.setdefault("variables", variables)
-        results = list(stream()(x))
+        results = stream().answers(x)
         logits = np.stack([result.logits for result in results])
         return Answers(logits, np.asarray([result.exit_index for result in results], np.int32))
 

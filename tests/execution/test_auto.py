@@ -11,7 +11,6 @@ from eenet_jax.errors import InputError
 from eenet_jax.execution import auto
 from eenet_jax.execution.auto import choose_strategy
 from eenet_jax.execution.planning import Device
-from eenet_jax.execution.streaming import Result
 from eenet_jax.policies.max_prob import MaxProb
 
 EXITS, CLASSES, BATCH = 3, 2, 16
@@ -113,19 +112,6 @@ def test_trials_are_timed_in_turn():
 def test_without_batches_nothing_can_be_tried():
     with pytest.raises(InputError, match="no batches to try strategies on"):
         choose_strategy(replay_network(EXITS, CLASSES), NOTHING, POLICY, [], _latency(0.0), RATES)
-
-
-def test_a_stream_that_answers_nothing_is_not_picked():
-    class Refusing(auto.Stream):
-        def __init__(self):
-            pass
-
-        def __call__(self, source):
-            for position, _ in enumerate(source):
-                yield Result(position=position, id=position, error="no")
-
-    with pytest.raises(InputError, match="sample 0 got no answer: no"):
-        auto._streaming(Refusing(), [LOGITS])()
 
 
 def test_texts_of_every_length_that_the_network_takes_are_tried():

@@ -16,7 +16,7 @@ from eenet_jax.data import datasets
 from eenet_jax.data.images import ImageSplit
 from eenet_jax.errors import InputError
 from eenet_jax.execution import adaptive
-from eenet_jax.execution.latency import load_stage_latency
+from eenet_jax.execution.latency import StageLatency, load_stage_latency
 from eenet_jax.execution.measure import REFERENCES, STRATEGIES, Bench, Measurement, _Timed, to_json
 from eenet_jax.policies.max_prob import MaxProb
 
@@ -50,8 +50,6 @@ def test_no_sample_is_left_out(bench):
     assert bench.samples == 8
     assert [len(batch) for batch in bench.batches] == [3, 3, 2]
     np.testing.assert_allclose(bench.probs, exit_probs(_leaving_at(LEAVE)), rtol=1e-6)
-    assert bench.stage_parts.shape == (EXITS,)
-    assert bench.stage_parts.sum() == pytest.approx(1.0)
 
 
 def test_strategies_are_measured_beside_the_full_network(bench):
@@ -77,17 +75,16 @@ def test_strategies_are_measured_beside_the_full_network(bench):
 
 def _with_parts(bench: Bench, parts) -> Bench:
     other = object.__new__(Bench)
-    vars(other).update(vars(bench), stage_parts=np.asarray(parts))
+    latency = StageLatency(
+        device="d",
+        sizes=(3,),
+        seconds=np.asarray(parts)[:, None],
+        full_seconds=np.asarray([1.0]),
+        call_seconds=0.0,
+        piece=3,
+    )
+    vars(other).update(vars(bench), latency=latency)
     return other
-
-
-@pytest.mark.parametrize(
-    ("rates", "share"),
-    [((1, 0, 0), 0.5), ((0, 1, 0), 0.8), ((0, 0, 1), 1.0), ((0.5, 0.25, 0.25), 0.7)],
-)
-def test_the_ideal_is_each_stage_for_those_who_reach_it(bench, rates, share):
-    bench = _with_parts(bench, [0.5, 0.3, 0.2])
-    assert bench._ideal_share(np.asarray(rates, float)) == pytest.approx(share)
 
 
 def _row(bench: Bench, name: str, seconds, exits, wanted=None, full=10.0):
@@ -205,6 +202,11 @@ def test_latencies_of_stages_are_measured_once_for_a_device(run):
     assert load_stage_latency(path).device == kept.device
     adaptive.run_adaptive(run, budgets=["1.5"], batch_size=9, **options)
     assert load_stage_latency(path).sizes == (1, 2, 4, 8, 9)
+    # Who chooses nothing by them asks for no more than the ideal needs.
+    path.unlink()
+    options["strategies"] = ("masked",)
+    adaptive.run_adaptive(run, budgets=["1.5"], batch_size=9, **options)
+    assert load_stage_latency(path).sizes == (9,)
 
 
 def test_what_cannot_be_measured_is_named(run):

@@ -14,6 +14,7 @@ from eenet_jax.execution.planning import Device
 from eenet_jax.execution.prediction import (
     STRATEGIES,
     Measured,
+    ideal_share,
     predict,
     predictions,
     survivor_shares,
@@ -63,6 +64,16 @@ def test_masked_skips_what_a_whole_piece_has_no_need_of():
     # Everybody of four has left before stage 1 with 1/2^4, before stage 2 with (3/4)^4.
     assert found == pytest.approx(0.75 * (4 + 8 * (1 - 0.5**4) + 12 * (1 - 0.75**4)) / 4)
     assert predict(_in_pieces_of_four(), RATES, 8, "full") == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize(
+    ("rates", "share"),
+    [((1.0, 0.0, 0.0), 1 / 6), ((0.0, 1.0, 0.0), 1 / 2), ((0.5, 0.25, 0.25), 11 / 24)],
+)
+def test_the_ideal_is_each_stage_for_those_who_reach_it(rates, share):
+    # On the pieces of 4 that the full pass runs, stages take 4, 8 and 12.
+    assert ideal_share(_in_pieces_of_four(), rates, 8) == pytest.approx(share)
+    assert ideal_share(_in_pieces_of_four(), (1.0, 0.0, 0.0), 1) == pytest.approx(2 / 12)
 
 
 def test_streaming_fills_its_pieces():

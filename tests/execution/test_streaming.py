@@ -207,6 +207,15 @@ def test_ids_are_handed_on(streams):
     assert [result.id for result in results] == [*(sample.id for sample in samples), 20]
 
 
+def test_answers_are_all_there_or_the_missing_one_is_named(streams):
+    samples = [{"input_ids": np.asarray([n])} for n in range(20)]
+    answers = streams[False].answers(samples)
+    assert [result.position for result in answers] == list(range(20))
+    assert [result.exit_index for result in answers] == [n // CLASSES % EXITS for n in range(20)]
+    with pytest.raises(InputError, match="sample 1 got no answer: tokens are wanted"):
+        streams[False].answers([samples[0], "a text"])
+
+
 def test_a_stopped_consumer_stops_the_reader(streams):
     source = _Source(100_000, seed=5)
     before = threading.active_count()
