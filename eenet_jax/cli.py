@@ -270,7 +270,7 @@ class Export:
 
     def __call__(self) -> None:
         """Run the verb."""
-        from eenet_jax.execution.export import export_run
+        from eenet_jax.execution.export_run import export_run
 
         export_run(
             self.run,

@@ -7,20 +7,18 @@ asks for the next result, which is what keeps memory bounded when it is slow.
 """
 
 import dataclasses
-import functools
 import queue
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from eenet_jax.errors import InputError
-from eenet_jax.execution.carry_over import CarryOver, State
-from eenet_jax.execution.lanes import Lanes
-from eenet_jax.pieces import suitable_piece
+from eenet_jax.execution.lane import Answer, Lane, LanePrograms
+from eenet_jax.execution.lane_choice import Lanes
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -67,121 +65,6 @@ class _End:
     """After the last sample: what the source raised, if it did."""
 
     error: BaseException | None
-
-
-Answer = Callable[[list[int], np.ndarray, list[int]], None]
-"""Takes positions, their logits [positions, …] and their exits."""
-
-
-class _Programs:
-    """What is compiled for samples of one shape: taking in a batch, and answering everybody."""
-
-    def __init__(self, network: StagedNetwork, policy: Policy, variables, x: PyTree, batch: int):
-        piece = min(batch, suitable_piece(network, variables, x))
-        self.batch = -(-batch // piece) * piece
-        # A batch that arrives, and fewer than a piece behind each exit but the last.
-        self.places = self.batch + (network.num_exits - 1) * piece
-        self._piece, self._variables = piece, variables
-        self._way = CarryOver(network, policy, piece, self.places)
-        self.empty = jax.jit(lambda variables: self._way.empty(variables, x))(variables)
-        # Those who wait are given away, so that nobody is copied who doesn't move.
-        self._step = jax.jit(self._take_in, donate_argnums=1)
-        self._finish = jax.jit(self._answer_all, donate_argnums=1)
-
-    def step(self, state: State, x: PyTree, places: np.ndarray, count: int) -> State:
-        """Take in the first `count` samples of x [batch, …]; they are answered in `places`."""
-        return self._joined(self._step(self._variables, state.waiting, state[1:], x, places, count))
-
-    def finish(self, state: State) -> State:
-        """Answer everybody who waits."""
-        return self._joined(self._finish(self._variables, state.waiting, state[1:]))
-
-    def _joined(self, parts: tuple) -> State:
-        waiting, answers = parts
-        return State(waiting, *answers)
-
-    def _take_in(self, variables, waiting, answers, x: PyTree, places, count):
-        def begin(i, state: State) -> State:
-            first = i * self._piece
-            cut = functools.partial(
-                jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=self._piece
-            )
-            valid = first + jax.numpy.arange(self._piece) < count
-            return self._way.begin(variables, jax.tree.map(cut, x), cut(places), valid, state)
-
-        # No more pieces than there are samples for.
-        pieces = (count + self._piece - 1) // self._piece
-        state = jax.lax.fori_loop(0, pieces, begin, State(waiting, *answers))
-        return state.waiting, state[1:]
-
-    def _answer_all(self, variables, waiting, answers):
-        state = self._way.finish(variables, State(waiting, *answers))
-        return state.waiting, state[1:]
-
-
-class _Lane:
-    """Samples of one shape on their way."""
-
-    def __init__(self, programs: _Programs, answer: Answer):
-        self._programs, self._answer = programs, answer
-        self._state = _copied(programs.empty)
-        self._positions = np.full(programs.places, -1, np.int64)
-        self._begun: list[tuple[int, PyTree]] = []
-
-    def add(self, position: int, x: PyTree) -> None:
-        """A sample arrives; a full batch is taken in."""
-        self._begun.append((position, x))
-        if len(self._begun) == self._programs.batch:
-            self._take_in()
-
-    def settle(self) -> None:
-        """Hand over the answers that there are."""
-        outstanding = np.flatnonzero(self._positions >= 0)
-        if not len(outstanding):
-            return
-        exits = np.asarray(self._state.exits)[outstanding]
-        answered = outstanding[exits >= 0]
-        if len(answered):
-            # A copy, for the places are used again.
-            logits = np.asarray(self._state.logits)[answered]
-            positions, left = self._positions[answered].tolist(), exits[exits >= 0].tolist()
-            self._positions[answered] = -1
-            self._answer(positions, logits, left)
-
-    def holds_up_to(self, position: int) -> bool:
-        """Whether a sample of this position or an earlier one is on its way here."""
-        here = self._positions[self._positions >= 0]
-        arrived = self._begun[0][0] if self._begun else position + 1
-        return arrived <= position or bool((here <= position).any())
-
-    def finish(self) -> None:
-        """Answer everybody who is here."""
-        if self._begun:
-            self._take_in()
-        if (self._positions >= 0).any():
-            self._state = self._programs.finish(self._state)
-            self.settle()
-
-    def _take_in(self) -> None:
-        begun, self._begun = self._begun, []
-        filled = [x for _, x in begun] + [begun[0][1]] * (self._programs.batch - len(begun))
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
-        # Only now, so that stacking went on beside what was running.
-        self.settle()
-        free = np.flatnonzero(self._positions < 0)[: len(begun)]
-        places = np.full(self._programs.batch, self._programs.places, np.int32)
-        places[: len(begun)] = free
-        self._positions[free] = [position for position, _ in begun]
-        # Places are used again: what was answered in them before is no answer now.
-        exits = np.array(self._state.exits)
-        exits[free] = -1
-        state = self._state._replace(exits=exits)
-        self._state = self._programs.step(state, batch, places, len(begun))
-
-
-def _copied(state: State) -> State:
-    """Of its own, for it will be given away."""
-    return jax.tree.map(lambda leaf: leaf.copy(), state)
 
 
 class Stream:
@@ -233,7 +116,7 @@ class Stream:
             raise InputError(
                 f"capacity {capacity} is less than two batches: give {2 * batch_size} or more"
             )
-        self._programs: dict[Hashable, _Programs] = {}
+        self._programs: dict[Hashable, LanePrograms] = {}
 
     def warm_up(self, x: PyTree) -> None:
         """Compile all that samples of this shape need; else that happens as the first come.
@@ -246,14 +129,14 @@ class Stream:
         lane.add(0, placed)
         lane.finish()
 
-    def new_lane(self, key: Hashable, x: PyTree, answer: Answer) -> _Lane:
+    def new_lane(self, key: Hashable, x: PyTree, answer: Answer) -> Lane:
         """An empty lane for samples like this one."""
         if key not in self._programs:
             alone = jax.tree.map(lambda leaf: leaf[None].repeat(self.batch_size, 0), x)
-            self._programs[key] = _Programs(
+            self._programs[key] = LanePrograms(
                 self._network, self._policy, self._variables, alone, self.batch_size
             )
-        return _Lane(self._programs[key], answer)
+        return Lane(self._programs[key], answer)
 
     def answers(self, samples: Iterable[Any]) -> list[Result]:
         """Results of samples that all have an answer, in the order of arrival.
@@ -293,7 +176,7 @@ class _Pass:
 
     def __init__(self, stream: Stream):
         self._stream = stream
-        self._lanes: dict[Hashable, _Lane] = {}
+        self._lanes: dict[Hashable, Lane] = {}
         # Of all that have no result yet, in the order of arrival.
         self._arrived: dict[int, tuple[Hashable, float]] = {}
         self._ready: dict[int, Result] = {}

@@ -17,7 +17,6 @@ The last line is JSON with every figure by name.
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -29,24 +28,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from execution_cases import MIXES, Case, fresh, rows_of, trained
+from execution_tables import planning_table, realised_table, speed_table, validation_table
 
-from eenet_jax import networks
 from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.costs import count_costs
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
-from eenet_jax.execution.adaptive import batches_of, find_policies
 from eenet_jax.execution.latency import load_stage_latency
 from eenet_jax.execution.masked import masked
 from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement
 from eenet_jax.execution.planning import H100, TPU_V5E, fit_device
-from eenet_jax.execution.prediction import Measured, Validation, predictions, validate
-from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.execution.prediction import Measured, predictions, validate
 from eenet_jax.policies.max_prob import MaxProb
-from eenet_jax.policies.policy import Policy
-from eenet_jax.predictions import load_network, open_run_split
 from eenet_jax.report.report import update_readme
-from eenet_jax.report.tables import Table
 from eenet_jax.types import PyTree
 
 try:
@@ -55,98 +50,10 @@ try:
 except ModuleNotFoundError:
     torch = None
 
-MIXES = {"easy": (0.8, 0.15, 0.05), "even": (1 / 3, 1 / 3, 1 / 3), "hard": (0.2, 0.3, 0.5)}
 BATCHES = "1,8,64,256"
 SAMPLES = {1: 48, 8: 96, 64: 512, 256: 512}
 """Timed in a pass, by batch size: about a second's worth."""
 FORWARD_BATCH = 128
-MINILM = {
-    "layers": 6, "width": 384, "heads": 12, "mlp_width": 1536, "exit_after": (2, 4),
-    "pooling": "mean", "sequence_length": 64, "num_classes": 2,
-}  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-    """A network, its weights, samples, and the policies to run it by, by their names."""
-
-    name: str
-    network: MultiExitNetwork
-    variables: PyTree
-    samples: PyTree
-    policies: Mapping[str, Policy]
-
-
-def fresh(name: str) -> Case:
-    """Random weights and inputs, and a policy for every mix."""
-    draw, count = np.random.default_rng(0), max(SAMPLES.values())
-    if name == "minilm":
-        network = networks.build("bert", **MINILM)
-        length = MINILM["sequence_length"]
-        ids = draw.integers(1, 30_000, (count, length)).astype(np.int32)
-        samples: PyTree = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    else:
-        network = networks.build(name)
-        samples = draw.normal(size=(count, *network.input_shape)).astype(np.float32)
-    variables = _calmed(network, network.init(jax.random.key(0)), _rows(samples, 0, 64))
-    probs = np.concatenate(
-        [
-            np.asarray(jax.nn.softmax(jax.jit(network.apply)(variables, _rows(samples, i, 64))))
-            for i in range(0, count, 64)
-        ],
-        axis=1,
-    )
-    policies = {mix: _leaving(probs, shares) for mix, shares in MIXES.items()}
-    return Case(name=name, network=network, variables=variables, samples=samples, policies=policies)
-
-
-def _rows(x: PyTree, first: int, count: int) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[first : first + count], x)
-
-
-def _calmed(network: MultiExitNetwork, variables: PyTree, x: PyTree) -> PyTree:
-    """Fresh weights whose logits have a deviation of 1: else every exit is sure of everything."""
-    spread = np.asarray(jax.jit(network.apply)(variables, x)).std((1, 2))
-
-    def calm(path: tuple, leaf: jax.Array) -> jax.Array:
-        names = [key.key for key in path]
-        head = names[1].removeprefix("head_")
-        last = head.isdigit() and "kernel" in names and leaf.shape[-1] == network.num_classes
-        return leaf / float(spread[int(head)]) if last else leaf
-
-    return jax.tree_util.tree_map_with_path(calm, variables)
-
-
-def _leaving(probs: np.ndarray, shares: Sequence[float]) -> Policy:
-    """A policy by which these shares of the samples leave, no score being near its threshold."""
-    scores, thresholds = probs.max(-1), []
-    here = np.arange(scores.shape[1])
-    for row, share in zip(scores, shares[:-1], strict=False):
-        falling = np.sort(row[here])[::-1]
-        leave = round(share * scores.shape[1])
-        thresholds.append((falling[leave - 1] + falling[leave]) / 2)
-        here = here[row[here] < thresholds[-1]]
-    costs = tuple(float(k + 1) for k in range(len(shares)))
-    return MaxProb(
-        budget=2.0, costs=costs, thresholds=np.asarray([*thresholds, -np.inf], np.float32)
-    )
-
-
-def trained(run: Path) -> Case:
-    """A run's network and test samples, with two of its fitted `eenet` policies."""
-    network, variables, _ = load_network(run)
-    fits = [run, run / "fit", run / "fit-0"]
-    fit = next(each for each in fits if (each / "policies").is_dir())
-    found = find_policies(fit, "eenet", None)
-    split = open_run_split(run, "test")
-    count = min(len(split), max(SAMPLES.values()))
-    (samples,) = batches_of(split.take(np.arange(count), "test"), count)
-    chosen = {
-        f"eenet at {policy.budget:g}": policy for policy in (found[0], found[len(found) // 2])
-    }
-    return Case(
-        name=run.name, network=network, variables=variables, samples=samples, policies=chosen
-    )
 
 
 class Torch:
@@ -154,7 +61,7 @@ class Torch:
 
     def __init__(self, case: Case):
         layouts = (True, False) if case.network.inputs == "image" else (True,)
-        x = _rows(case.samples, 0, 64)
+        x = rows_of(case.samples, 0, 64)
         made = []
         for channels_last in layouts:
             twin = torch_networks.torch_network(
@@ -233,7 +140,7 @@ def measure_case(
     # The largest first: its table of latencies holds what the smaller ones need.
     for batch_size in sorted(batch_sizes, reverse=True):
         count = min(SAMPLES.get(batch_size, 256), jax.tree.leaves(case.samples)[0].shape[0])
-        batches = [_rows(case.samples, i, batch_size) for i in range(0, count, batch_size)]
+        batches = [rows_of(case.samples, i, batch_size) for i in range(0, count, batch_size)]
         bench = Bench(case.network, case.variables, batches, repeats, device_name(), kept)
         for mix, policy in case.policies.items():
             measured = bench.measure(policy, STRATEGIES)
@@ -289,7 +196,7 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def forward_figures(case: Case, repeats: int) -> dict[str, float]:
     """The full pass beside PyTorch's in both layouts, and masked execution when nobody leaves."""
-    x = jax.device_put(_rows(case.samples, 0, FORWARD_BATCH))
+    x = jax.device_put(rows_of(case.samples, 0, FORWARD_BATCH))
     nobody = MaxProb(
         budget=3.0, costs=(1.0, 2.0, 3.0), thresholds=np.asarray([np.inf, np.inf, -np.inf], "f4")
     )
@@ -326,48 +233,6 @@ def by_names(rows: Sequence[Mapping[str, Any]], figure: str) -> dict[str, Any]:
     return found
 
 
-def speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A line for each network, batch size and mix."""
-    strategies = list(dict.fromkeys(row["strategy"] for row in rows if row["strategy"] != "full"))
-    lines = []
-    for key in dict.fromkeys((row["network"], row["batch"], row["mix"]) for row in rows):
-        here = {r["strategy"]: r for r in rows if (r["network"], r["batch"], r["mix"]) == key}
-        ideal = here["masked"]["ideal_speedup"]
-        cells = [f"{here[name]['speedup']:.2f}" if name in here else "" for name in strategies]
-        lines.append(
-            [*map(str, key), f"{here['full']['samples_per_second']:,.0f}", f"{ideal:.2f}", *cells]
-        )
-    headings = ["network", "batch", "mix", "full, samples/s", "ideal", *strategies]
-    return _table(
-        f"Speed-up over the full network's own jitted pass, {device_name()}", headings, lines
-    )
-
-
-def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    header = tuple(name.replace("_", " ") for name in headings)
-    return Table(title=title, header=header, rows=tuple(tuple(line) for line in lines))
-
-
-def realised_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Realised over ideal, and how long samples wait."""
-    lines = []
-    for key in dict.fromkeys((row["network"], row["batch"], row["mix"]) for row in rows):
-        here = {r["strategy"]: r for r in rows if (r["network"], r["batch"], r["mix"]) == key}
-        cells = []
-        for name in STRATEGIES:
-            realised = here[name]["realised_over_ideal"]
-            cells.append("" if realised is None else f"{realised:.2f}")
-        latency = "{p50_ms:.3g} / {p95_ms:.3g}"
-        waits = [latency.format(**here[name]) for name in ("full", "compacted", "streaming")]
-        lines.append([*map(str, key), *cells, *waits, here["auto"]["picked"].split(":")[0]])
-    headings = [
-        "network", "batch", "mix", *STRATEGIES, "full p50 / p95 ms", "compacted", "streaming",
-        "auto picked",
-    ]  # fmt: skip
-    title = f"Realised over ideal saving, p50 / p95 latency in ms, {device_name()}"
-    return _table(title, headings, lines)
-
-
 def plans(
     case: Case, rows: Sequence[Mapping[str, Any]], kept: Path
 ) -> tuple[list[str], str, dict[str, float]]:
@@ -401,38 +266,7 @@ def plans(
                 device.table(flops, latency.sizes), shares, (64, 256, 1024), (*names, "full")
             )
             lines += [(device.name, mix, row) for row in found]
-    return _validated(mixes, table), _planned(lines), errors
-
-
-def _validated(mixes: Sequence[str], rows: Sequence[Validation]) -> list[str]:
-    """Markdown: relative errors of the predictions by batch and mix, and of their median."""
-    names = list(dict.fromkeys(row.strategy for row in rows))
-    errors = {
-        (row.batch_size, mix, row.strategy): row.relative_error
-        for mix, row in zip(mixes, rows, strict=True)
-    }
-    lines = [
-        [str(batch), mix, *(f"{100 * errors[batch, mix, name]:+.0f} %" for name in names)]
-        for batch, mix in dict.fromkeys(key[:2] for key in errors)
-    ]
-    title = f"Predicted seconds over measured ones, resnet56_3, {device_name()}"
-    return _table(title, ["batch", "mix", *names], lines).markdown().splitlines()
-
-
-def _planned(lines: Sequence[tuple[str, str, Any]]) -> str:
-    """Markdown: predicted speed-up over the full network, and the best strategy."""
-    keys = dict.fromkeys((device, mix, row.batch_size) for device, mix, row in lines)
-    names = list(dict.fromkeys(row.strategy for *_, row in lines if row.strategy != "full"))
-    made = []
-    for key in keys:
-        here = {row.strategy: row for d, m, row in lines if (d, m, row.batch_size) == key}
-        full = here["full"].seconds_per_sample
-        cells = [f"{full / here[name].seconds_per_sample:.2f}" for name in names]
-        best = min(here.values(), key=lambda row: row.seconds_per_sample).strategy
-        made.append([*map(str, key), f"{1e6 * full:.3g}", *cells, best])
-    headings = ["device (prediction)", "mix", "batch", "full, µs a sample", *names, "best"]
-    title = "Predicted speed-up over the full network, resnet56_3: no measurement"
-    return _table(title, headings, made).markdown()
+    return validation_table(mixes, table), planning_table(lines), errors
 
 
 def _with_earlier(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,140 @@
+"""Samples of one shape on their way through a network, on the device, batch after batch."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from eenet_jax.execution.carry_over import CarryOver, State
+from eenet_jax.pieces import suitable_piece
+from eenet_jax.policies.policy import Policy
+from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.types import PyTree
+
+Answer = Callable[[list[int], np.ndarray, list[int]], None]
+"""Takes positions, their logits [positions, …] and their exits."""
+
+
+class LanePrograms:
+    """What is compiled for samples of one shape: taking in a batch, and answering everybody.
+
+    Args:
+      network: The network.
+      policy: Fitted for its exits.
+      variables: Of the network.
+      x: A batch of such samples; shapes count.
+      batch: Samples that are taken in together, rounded up to whole pieces.
+    """
+
+    def __init__(self, network: StagedNetwork, policy: Policy, variables, x: PyTree, batch: int):
+        piece = min(batch, suitable_piece(network, variables, x))
+        self.batch = -(-batch // piece) * piece
+        # A batch that arrives, and fewer than a piece behind each exit but the last.
+        self.places = self.batch + (network.num_exits - 1) * piece
+        self._piece, self._variables = piece, variables
+        self._way = CarryOver(network, policy, piece, self.places)
+        self.empty = jax.jit(lambda variables: self._way.empty(variables, x))(variables)
+        # Those who wait are given away, so that nobody is copied who doesn't move.
+        self._step = jax.jit(self._take_in, donate_argnums=1)
+        self._finish = jax.jit(self._answer_all, donate_argnums=1)
+
+    def step(self, state: State, x: PyTree, places: np.ndarray, count: int) -> State:
+        """Take in the first `count` samples of x [batch, …]; they are answered in `places`."""
+        return self._joined(self._step(self._variables, state.waiting, state[1:], x, places, count))
+
+    def finish(self, state: State) -> State:
+        """Answer everybody who waits."""
+        return self._joined(self._finish(self._variables, state.waiting, state[1:]))
+
+    def _joined(self, parts: tuple) -> State:
+        waiting, answers = parts
+        return State(waiting, *answers)
+
+    def _take_in(self, variables, waiting, answers, x: PyTree, places, count):
+        def begin(i, state: State) -> State:
+            first = i * self._piece
+            cut = functools.partial(
+                jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=self._piece
+            )
+            valid = first + jax.numpy.arange(self._piece) < count
+            return self._way.begin(variables, jax.tree.map(cut, x), cut(places), valid, state)
+
+        # No more pieces than there are samples for.
+        pieces = (count + self._piece - 1) // self._piece
+        state = jax.lax.fori_loop(0, pieces, begin, State(waiting, *answers))
+        return state.waiting, state[1:]
+
+    def _answer_all(self, variables, waiting, answers):
+        state = self._way.finish(variables, State(waiting, *answers))
+        return state.waiting, state[1:]
+
+
+class Lane:
+    """Samples of one shape on their way.
+
+    Args:
+      programs: Compiled for them.
+      answer: Takes those who leave.
+    """
+
+    def __init__(self, programs: LanePrograms, answer: Answer):
+        self._programs, self._answer = programs, answer
+        self._state = _copied(programs.empty)
+        self._positions = np.full(programs.places, -1, np.int64)
+        self._begun: list[tuple[int, PyTree]] = []
+
+    def add(self, position: int, x: PyTree) -> None:
+        """A sample arrives; a full batch is taken in."""
+        self._begun.append((position, x))
+        if len(self._begun) == self._programs.batch:
+            self._take_in()
+
+    def settle(self) -> None:
+        """Hand over the answers that there are."""
+        outstanding = np.flatnonzero(self._positions >= 0)
+        if not len(outstanding):
+            return
+        exits = np.asarray(self._state.exits)[outstanding]
+        answered = outstanding[exits >= 0]
+        if len(answered):
+            # A copy, for the places are used again.
+            logits = np.asarray(self._state.logits)[answered]
+            positions, left = self._positions[answered].tolist(), exits[exits >= 0].tolist()
+            self._positions[answered] = -1
+            self._answer(positions, logits, left)
+
+    def holds_up_to(self, position: int) -> bool:
+        """Whether a sample of this position or an earlier one is on its way here."""
+        here = self._positions[self._positions >= 0]
+        arrived = self._begun[0][0] if self._begun else position + 1
+        return arrived <= position or bool((here <= position).any())
+
+    def finish(self) -> None:
+        """Answer everybody who is here."""
+        if self._begun:
+            self._take_in()
+        if (self._positions >= 0).any():
+            self._state = self._programs.finish(self._state)
+            self.settle()
+
+    def _take_in(self) -> None:
+        begun, self._begun = self._begun, []
+        filled = [x for _, x in begun] + [begun[0][1]] * (self._programs.batch - len(begun))
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+        # Only now, so that stacking went on beside what was running.
+        self.settle()
+        free = np.flatnonzero(self._positions < 0)[: len(begun)]
+        places = np.full(self._programs.batch, self._programs.places, np.int32)
+        places[: len(begun)] = free
+        self._positions[free] = [position for position, _ in begun]
+        # Places are used again: what was answered in them before is no answer now.
+        exits = np.array(self._state.exits)
+        exits[free] = -1
+        state = self._state._replace(exits=exits)
+        self._state = self._programs.step(state, batch, places, len(begun))
+
+
+def _copied(state: State) -> State:
+    """Of its own, for it will be given away."""
+    return jax.tree.map(lambda leaf: leaf.copy(), state)

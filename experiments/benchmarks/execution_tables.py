@@ -1,0 +1,82 @@
+"""The tables of docs/execution.md, from the rows that execution.py measured."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eenet_jax.environment import device_name
+from eenet_jax.execution.measure import STRATEGIES
+from eenet_jax.execution.prediction import Validation
+from eenet_jax.report.tables import Table
+
+
+def speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A line for each network, batch size and mix."""
+    strategies = list(dict.fromkeys(row["strategy"] for row in rows if row["strategy"] != "full"))
+    lines = []
+    for key in dict.fromkeys((row["network"], row["batch"], row["mix"]) for row in rows):
+        here = {r["strategy"]: r for r in rows if (r["network"], r["batch"], r["mix"]) == key}
+        ideal = here["masked"]["ideal_speedup"]
+        cells = [f"{here[name]['speedup']:.2f}" if name in here else "" for name in strategies]
+        lines.append(
+            [*map(str, key), f"{here['full']['samples_per_second']:,.0f}", f"{ideal:.2f}", *cells]
+        )
+    headings = ["network", "batch", "mix", "full, samples/s", "ideal", *strategies]
+    return _table(
+        f"Speed-up over the full network's own jitted pass, {device_name()}", headings, lines
+    )
+
+
+def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    header = tuple(name.replace("_", " ") for name in headings)
+    return Table(title=title, header=header, rows=tuple(tuple(line) for line in lines))
+
+
+def realised_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Realised over ideal, and how long samples wait."""
+    lines = []
+    for key in dict.fromkeys((row["network"], row["batch"], row["mix"]) for row in rows):
+        here = {r["strategy"]: r for r in rows if (r["network"], r["batch"], r["mix"]) == key}
+        cells = []
+        for name in STRATEGIES:
+            realised = here[name]["realised_over_ideal"]
+            cells.append("" if realised is None else f"{realised:.2f}")
+        latency = "{p50_ms:.3g} / {p95_ms:.3g}"
+        waits = [latency.format(**here[name]) for name in ("full", "compacted", "streaming")]
+        lines.append([*map(str, key), *cells, *waits, here["auto"]["picked"].split(":")[0]])
+    headings = [
+        "network", "batch", "mix", *STRATEGIES, "full p50 / p95 ms", "compacted", "streaming",
+        "auto picked",
+    ]  # fmt: skip
+    title = f"Realised over ideal saving, p50 / p95 latency in ms, {device_name()}"
+    return _table(title, headings, lines)
+
+
+def validation_table(mixes: Sequence[str], rows: Sequence[Validation]) -> list[str]:
+    """Markdown: relative errors of the predictions by batch and mix, and of their median."""
+    names = list(dict.fromkeys(row.strategy for row in rows))
+    errors = {
+        (row.batch_size, mix, row.strategy): row.relative_error
+        for mix, row in zip(mixes, rows, strict=True)
+    }
+    lines = [
+        [str(batch), mix, *(f"{100 * errors[batch, mix, name]:+.0f} %" for name in names)]
+        for batch, mix in dict.fromkeys(key[:2] for key in errors)
+    ]
+    title = f"Predicted seconds over measured ones, resnet56_3, {device_name()}"
+    return _table(title, ["batch", "mix", *names], lines).markdown().splitlines()
+
+
+def planning_table(lines: Sequence[tuple[str, str, Any]]) -> str:
+    """Markdown: predicted speed-up over the full network, and the best strategy."""
+    keys = dict.fromkeys((device, mix, row.batch_size) for device, mix, row in lines)
+    names = list(dict.fromkeys(row.strategy for *_, row in lines if row.strategy != "full"))
+    made = []
+    for key in keys:
+        here = {row.strategy: row for d, m, row in lines if (d, m, row.batch_size) == key}
+        full = here["full"].seconds_per_sample
+        cells = [f"{full / here[name].seconds_per_sample:.2f}" for name in names]
+        best = min(here.values(), key=lambda row: row.seconds_per_sample).strategy
+        made.append([*map(str, key), f"{1e6 * full:.3g}", *cells, best])
+    headings = ["device (prediction)", "mix", "batch", "full, µs a sample", *names, "best"]
+    title = "Predicted speed-up over the full network, resnet56_3: no measurement"
+    return _table(title, headings, made).markdown()
