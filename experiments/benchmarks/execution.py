@@ -2,7 +2,8 @@
 
 Command:
     python experiments/benchmarks/execution.py [NETWORK[:BATCHES] …] [--runs RUN[:BATCHES] …]
-        [--repeats 7] [--rows FILE.json] [--write docs/execution.md]
+        [--strategies masked …] [--samples 512] [--repeats 7] [--rows FILE.json]
+        [--write docs/execution.md]
 
 Networks with fresh weights (resnet56_3 and minilm unless others are named) answer random inputs by
 policies whose thresholds let the shares of three mixes leave: easy (80, 15 and 5 %), even (a third
@@ -10,8 +11,9 @@ each) and hard (20, 30 and 50 %). `--runs` adds trained networks with their own 
 fitted policies. BATCHES are sizes separated by commas, 1,8,64,256 unless given. Everything is timed
 in turn, pass by pass, in one process; the medians count. PyTorch (extra `torch`) runs the same
 network with the same weights, in the memory layout that suits it, once in full and once on the
-survivors alone. `--rows` keeps what was measured in a file, beside earlier rows of other networks,
-batch sizes and mixes on the same device, and the tables are of all of them.
+survivors alone. `--samples` is how many there are of each network (of batches of 1 and 8 fewer are
+timed). `--rows` keeps what was measured in a file, as it is measured, beside earlier rows of other
+networks, batch sizes and mixes on the same device, and the tables are of all of them.
 
 The last line is JSON with every figure by name.
 """
@@ -22,7 +24,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,8 @@ except ModuleNotFoundError:
     torch = None
 
 BATCHES = "1,8,64,256"
-SAMPLES = {1: 48, 8: 96, 64: 512, 256: 512}
-"""Timed in a pass, by batch size: about a second's worth."""
+FEWER = {1: 48, 8: 96}
+"""Samples timed in a pass, by batch size, where not all are: about a second's worth."""
 FORWARD_BATCH = 128
 
 
@@ -74,7 +76,7 @@ class Torch:
     def _seconds(self, twin: Any, x: PyTree, channels_last: bool) -> float:
         given = torch_networks.torch_input(x, channels_last=channels_last)
         with torch.inference_mode():
-            return _median(lambda: twin.full(given), 3)
+            return _median(lambda: _waited(twin, given), 3)
 
     def batches(self, batches: Sequence[PyTree]) -> list[Any]:
         """As PyTorch takes them."""
@@ -92,7 +94,7 @@ class Torch:
 
         def full() -> None:
             for x in given:
-                torch.stack(self.twin.full(x)).numpy()
+                _waited(self.twin, x)
 
         def survivors() -> None:
             for x, leaving in zip(given, exits, strict=True):
@@ -104,9 +106,16 @@ class Torch:
                 for name, run in (("torch_full", full), ("torch_compacted", survivors)):
                     began = time.perf_counter()
                     run()
+                    torch_networks.wait()
                     if turn:
                         seconds[name].append(time.perf_counter() - began)
         return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def _waited(twin: Any, x: Any) -> None:
+    """The full pass; nothing is fetched, as of the full network here."""
+    twin.full(x)
+    torch_networks.wait()
 
 
 def _decider(exits: np.ndarray) -> Callable[[int, Any], Any]:
@@ -117,7 +126,7 @@ def _decider(exits: np.ndarray) -> Callable[[int, Any], Any]:
         nonlocal here
         leaves = exits[here] == k
         here = here[~leaves]
-        return torch.from_numpy(leaves)
+        return torch.from_numpy(leaves).to(torch_networks.DEVICE)
 
     return decide
 
@@ -133,21 +142,22 @@ def _median(call: Any, repeats: int) -> float:
 
 
 def measure_case(
-    case: Case, batch_sizes: Sequence[int], repeats: int, kept: Path
-) -> list[dict[str, Any]]:
-    """A row for each batch size, policy and strategy."""
-    rows, twin = [], Torch(case) if torch is not None else None
+    case: Case, batch_sizes: Sequence[int], strategies: Sequence[str], repeats: int, kept: Path
+) -> Iterator[list[dict[str, Any]]]:
+    """A row for each batch size, policy and strategy, a policy at a time."""
+    twin = Torch(case) if torch is not None else None
+    total = jax.tree.leaves(case.samples)[0].shape[0]
     # The largest first: its table of latencies holds what the smaller ones need.
     for batch_size in sorted(batch_sizes, reverse=True):
-        count = min(SAMPLES.get(batch_size, 256), jax.tree.leaves(case.samples)[0].shape[0])
+        count = min(FEWER.get(batch_size, total), total)
         batches = [rows_of(case.samples, i, batch_size) for i in range(0, count, batch_size)]
         bench = Bench(case.network, case.variables, batches, repeats, device_name(), kept)
         for mix, policy in case.policies.items():
-            measured = bench.measure(policy, STRATEGIES)
+            measured = bench.measure(policy, strategies)
             wanted = policy.decide(bench.probs, bench.measures)
             exits = [wanted[i : i + batch_size] for i in range(0, count, batch_size)]
             beside = twin.passes(batches, exits, repeats) if twin else {}
-            rows += [_row(case.name, mix, row) for row in measured]
+            rows = [_row(case.name, mix, row) for row in measured]
             rows += [
                 {
                     "network": case.name,
@@ -160,8 +170,8 @@ def measure_case(
                 }
                 for name, seconds in beside.items()
             ]
-            _print(rows[-len(measured) - len(beside) :])
-    return rows
+            _print(rows)
+            yield rows
 
 
 def _row(network: str, mix: str, row: Measurement) -> dict[str, Any]:
@@ -211,7 +221,7 @@ def forward_figures(case: Case, repeats: int) -> dict[str, float]:
                 case.network, case.variables, channels_last=channels_last
             )
             given = torch_networks.torch_input(x, channels_last=channels_last)
-            calls[f"torch_{layout}"] = lambda twin=twin, given=given: twin.full(given)
+            calls[f"torch_{layout}"] = lambda twin=twin, given=given: _waited(twin, given)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.inference_mode() if torch is not None else jax.checking_leaks(False):
         for turn in range(repeats + 1):
@@ -293,26 +303,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=["resnet56_3", "minilm"])
     parser.add_argument("--runs", nargs="*", default=[])
+    parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES))
+    parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--rows", type=Path)
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
     figures: dict[str, Any] = {"device": device_name(), "repeats": given.repeats}
+    latencies = figures["stage_latency"] = {}
     rows, planned = [], None
     with tempfile.TemporaryDirectory() as folder:
-        for number, asked in enumerate([*given.networks, *given.runs]):
-            what, _, sizes = asked.partition(":")
+        for number, named in enumerate([*given.networks, *given.runs]):
+            what, _, sizes = named.partition(":")
             batch_sizes = [int(size) for size in (sizes or BATCHES).split(",")]
-            case = fresh(what) if number < len(given.networks) else trained(Path(what))
+            made = fresh if number < len(given.networks) else trained
+            case = made(what, given.samples)
             kept = Path(folder) / f"{number}.json"
             if what == "resnet56_3":
                 figures["forward_seconds"] = forward_figures(case, given.repeats)
                 print(figures["forward_seconds"], flush=True)
-            rows += measure_case(case, batch_sizes, given.repeats, kept)
-            if what == "resnet56_3":
+            asked = (batch_sizes, given.strategies, given.repeats)
+            for measured in measure_case(case, *asked, kept):
+                rows = _with_earlier(given.rows, [*rows, *measured])
+            latencies[case.name] = read_json(kept, "stages' latencies")
+            if what == "resnet56_3" and "auto" in given.strategies:
                 planned = plans(case, rows, kept)
                 figures["prediction_errors"] = planned[-1]
-    rows = _with_earlier(given.rows, rows)
     for figure in ("realised_over_ideal", "speedup", "samples_per_second"):
         figures[f"{figure}_by_network"] = by_names(rows, figure)
     first = figures["realised_over_ideal_by_network"][rows[0]["network"]]

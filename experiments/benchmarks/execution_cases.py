@@ -16,11 +16,15 @@ from eenet_jax.predictions import load_network, open_run_split
 from eenet_jax.types import PyTree
 
 MIXES = {"easy": (0.8, 0.15, 0.05), "even": (1 / 3, 1 / 3, 1 / 3), "hard": (0.2, 0.3, 0.5)}
-SAMPLES = 512
-"""Of every case."""
-MINILM = {
-    "layers": 6, "width": 384, "heads": 12, "mlp_width": 1536, "exit_after": (2, 4),
-    "pooling": "mean", "sequence_length": 64, "num_classes": 2,
+BERTS = {
+    "minilm": {
+        "layers": 6, "width": 384, "heads": 12, "mlp_width": 1536, "exit_after": (2, 4),
+        "pooling": "mean", "sequence_length": 64, "num_classes": 2,
+    },
+    "bert_base": {
+        "layers": 12, "width": 768, "heads": 12, "mlp_width": 3072, "exit_after": (4, 8),
+        "pooling": "first", "sequence_length": 128, "num_classes": 2,
+    },
 }  # fmt: skip
 
 
@@ -35,12 +39,12 @@ class Case:
     policies: Mapping[str, Policy]
 
 
-def fresh(name: str) -> Case:
-    """Random weights and inputs, and a policy for every mix."""
-    draw, count = np.random.default_rng(0), SAMPLES
-    if name == "minilm":
-        network = networks.build("bert", **MINILM)
-        length = MINILM["sequence_length"]
+def fresh(name: str, count: int) -> Case:
+    """Random weights, so many random inputs, and a policy for every mix."""
+    draw = np.random.default_rng(0)
+    if name in BERTS:
+        network = networks.build("bert", **BERTS[name])
+        length = BERTS[name]["sequence_length"]
         ids = draw.integers(1, 30_000, (count, length)).astype(np.int32)
         samples: PyTree = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     else:
@@ -90,14 +94,15 @@ def _leaving(probs: np.ndarray, shares: Sequence[float]) -> Policy:
     )
 
 
-def trained(run: Path) -> Case:
-    """A run's network and test samples, with two of its fitted `eenet` policies."""
+def trained(folder: str, most: int) -> Case:
+    """A run's network and its first test samples, with two of its fitted `eenet` policies."""
+    run = Path(folder)
     network, variables, _ = load_network(run)
     fits = [run, run / "fit", run / "fit-0"]
     fit = next(each for each in fits if (each / "policies").is_dir())
     found = find_policies(fit, "eenet", None)
     split = open_run_split(run, "test")
-    count = min(len(split), SAMPLES)
+    count = min(len(split), most)
     (samples,) = batches_of(split.take(np.arange(count), "test"), count)
     chosen = {
         f"eenet at {policy.budget:g}": policy for policy in (found[0], found[len(found) // 2])

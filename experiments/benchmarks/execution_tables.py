@@ -15,7 +15,7 @@ def speed_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     lines = []
     for key in dict.fromkeys((row["network"], row["batch"], row["mix"]) for row in rows):
         here = {r["strategy"]: r for r in rows if (r["network"], r["batch"], r["mix"]) == key}
-        ideal = here["masked"]["ideal_speedup"]
+        ideal = max(row.get("ideal_speedup", 1.0) for row in here.values())
         cells = [f"{here[name]['speedup']:.2f}" if name in here else "" for name in strategies]
         lines.append(
             [*map(str, key), f"{here['full']['samples_per_second']:,.0f}", f"{ideal:.2f}", *cells]
@@ -36,13 +36,13 @@ def realised_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     lines = []
     for key in dict.fromkeys((row["network"], row["batch"], row["mix"]) for row in rows):
         here = {r["strategy"]: r for r in rows if (r["network"], r["batch"], r["mix"]) == key}
-        cells = []
-        for name in STRATEGIES:
-            realised = here[name]["realised_over_ideal"]
-            cells.append("" if realised is None else f"{realised:.2f}")
+        realised = [here.get(name, {}).get("realised_over_ideal") for name in STRATEGIES]
+        cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in realised]
         latency = "{p50_ms:.3g} / {p95_ms:.3g}"
-        waits = [latency.format(**here[name]) for name in ("full", "compacted", "streaming")]
-        lines.append([*map(str, key), *cells, *waits, here["auto"]["picked"].split(":")[0]])
+        names = ("full", "compacted", "streaming")
+        waits = [latency.format(**here[name]) if name in here else "" for name in names]
+        picked = here.get("auto", {}).get("picked", "").split(":")[0]
+        lines.append([*map(str, key), *cells, *waits, picked])
     headings = [
         "network", "batch", "mix", *STRATEGIES, "full p50 / p95 ms", "compacted", "streaming",
         "auto picked",

@@ -6,7 +6,8 @@ write in plain PyTorch: NCHW images (channels-last in memory unless told otherwi
 `BatchNorm2d`, scaled dot-product attention. Callers use `torch.inference_mode`.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,10 @@ from eenet_jax.networks import MultiExitNetwork, bert, heads, resnet
 from eenet_jax.networks.convert import LEAVES, WRAPPERS
 
 TOLERANCE = 1e-4
+DEVICE = "cuda" if jax.default_backend() == "gpu" else "cpu"
+"""Where twins run: where our networks do."""
+# As XLA does unless told otherwise, so that both multiply with the same precision.
+torch.backends.cuda.matmul.allow_tf32 = True
 
 Carry = Any
 """What a stage hands on: a feature map, or hidden states with their mask."""
@@ -80,7 +85,13 @@ def torch_network(
         raise InputError(f"'{network.family}' has no PyTorch twin: choose resnet or bert")
     twin.load_state_dict(_state_dict(variables) | _counters(twin))
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return twin.eval().requires_grad_(False).to(memory_format=layout)
+    return twin.eval().requires_grad_(False).to(DEVICE, memory_format=layout)
+
+
+def wait() -> None:
+    """Until the device has done what it was asked to."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def torch_input(x: Any, *, channels_last: bool = True) -> Carry:
@@ -94,9 +105,11 @@ def torch_input(x: Any, *, channels_last: bool = True) -> Carry:
       Images [batch, channels, height, width], or a dict of tokens; a copy.
     """
     if isinstance(x, Mapping):
-        return {name: torch.tensor(np.asarray(ids), dtype=torch.long) for name, ids in x.items()}
+        ids = {name: torch.tensor(np.asarray(each), dtype=torch.long) for name, each in x.items()}
+        return {name: each.to(DEVICE) for name, each in ids.items()}
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.tensor(np.asarray(x)).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    images = torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)
+    return images.contiguous(memory_format=layout).to(DEVICE)
 
 
 def compacted(
@@ -156,13 +169,28 @@ def largest_difference(
     Raises:
       RuntimeError: it is not below `TOLERANCE`, so that the two must not be compared.
     """
-    ours = np.asarray(jax.jit(network.apply)(variables, x))
-    with torch.inference_mode():
+    with jax.default_matmul_precision("highest"):
+        ours = np.asarray(jax.jit(network.apply)(variables, x))
+    with torch.inference_mode(), _highest_precision():
         theirs = torch.stack(twin.full(torch_input(x))).numpy(force=True)
     difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
     if not difference < TOLERANCE:
         raise RuntimeError(f"the twin of {network.family} is off by {difference:.2g}")
     return difference
+
+
+@contextlib.contextmanager
+def _highest_precision() -> Iterator[None]:
+    """Products of float32 as such, also on GPUs that have something faster."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, allowed in zip(places, before, strict=True):
+            place.allow_tf32 = allowed
 
 
 def _state_dict(variables: Mapping[str, Any]) -> dict[str, torch.Tensor]:
