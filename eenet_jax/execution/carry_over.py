@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from eenet_jax.execution.decision import Answers, Reached, advance, each_part, start
+from eenet_jax.execution.sizes import switch_sizes
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -23,10 +24,14 @@ NOBODY = -1
 
 
 class Waiting(NamedTuple):
-    """Those who wait for a stage: the first `count` rows, and where they are to be answered."""
+    """Those who wait for a stage: `count` rows from `first` on, and where they are to be answered.
+
+    After the last row comes the first one again, so that nobody has to move up.
+    """
 
     parts: tuple[PyTree, ...]
     places: Array
+    first: Array
     count: Array
 
 
@@ -94,8 +99,7 @@ class CarryOver:
     def finish(self, variables: PyTree, state: State) -> State:
         """Answer everybody who waits; nothing runs where nobody does."""
         for k in range(1, self._network.num_exits):
-            state = self._run_whole_pieces(variables, k, state)
-            state = self._run_rest(variables, k, state)
+            state = self._run_all(variables, k, state)
         return state
 
     def _run_whole_pieces(self, variables: PyTree, k: int, state: State) -> State:
@@ -106,28 +110,30 @@ class CarryOver:
             state,
         )
 
-    def _run_rest(self, variables: PyTree, k: int, state: State) -> State:
-        """Stage k on fewer than a piece: the smallest size that holds them."""
-        sizes = finishing_sizes(self._piece)
-        branches = [lambda state: state]
-        branches += [
-            lambda state, size=size: self._run_first(variables, k, size, state) for size in sizes
-        ]
-        count = state.waiting[k - 1].count
-        which = jnp.where(count == 0, 0, 1 + jnp.searchsorted(jnp.asarray(sizes), count))
-        return jax.lax.switch(which, branches, state)
+    def _run_all(self, variables: PyTree, k: int, state: State) -> State:
+        """Stage k on everybody who waits for it, the last of them in the smallest size that holds
+        them."""
+        sizes = switch_sizes(self._piece)
+        branches = [functools.partial(self._run_first, variables, k, size) for size in sizes]
+
+        def run(state: State) -> State:
+            count = jnp.minimum(state.waiting[k - 1].count, self._piece)
+            return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), count), branches, state)
+
+        return jax.lax.while_loop(lambda state: state.waiting[k - 1].count > 0, run, state)
 
     def _run_first(self, variables: PyTree, k: int, size: int, state: State) -> State:
-        """Stage k on the first `size` who wait for it; the others move up."""
+        """Stage k on the first `size` who wait for it.
+
+        They lie together: pieces are taken whole until a last one that leaves nobody.
+        """
         ours = state.waiting[k - 1]
-        parts = each_part(lambda leaf, axis: _cut(leaf, axis, 0, size), ours.parts)
+        parts = each_part(lambda leaf, axis: _cut(leaf, axis, ours.first, size), ours.parts)
         valid = jnp.arange(size) < ours.count
-        places = ours.places[:size]
-        others = Waiting(
-            each_part(lambda leaf, axis: _moved_up(leaf, axis, size), ours.parts),
-            _moved_up(ours.places, 0, size),
-            jnp.maximum(ours.count - size, 0),
-        )
+        places = _cut(ours.places, 0, ours.first, size)
+        left = jnp.maximum(ours.count - size, 0)
+        first = jnp.where(left > 0, (ours.first + size) % ours.places.size, 0)
+        others = ours._replace(first=first, count=left)
         waiting = (*state.waiting[: k - 1], others, *state.waiting[k:])
         return self._run(variables, k, parts, places, valid, state._replace(waiting=waiting))
 
@@ -177,34 +183,25 @@ def carried_over(
     return Answers(state.logits, state.exits)
 
 
-def finishing_sizes(piece: int) -> list[int]:
-    """Sizes, rising, that a stage is finished with: a quarter, a half, and a whole piece."""
-    return sorted({-(-piece // 4), -(-piece // 2), piece})
-
-
 def _nobody(parts: tuple[PyTree, ...], rows: int) -> Waiting:
     def room(leaf, axis: int) -> Array:
         return jnp.zeros((*leaf.shape[:axis], rows, *leaf.shape[axis + 1 :]), leaf.dtype)
 
-    return Waiting(each_part(room, parts), jnp.zeros(rows, jnp.int32), jnp.zeros((), jnp.int32))
+    none = jnp.zeros((), jnp.int32)
+    return Waiting(each_part(room, parts), jnp.zeros(rows, jnp.int32), none, none)
 
 
 def _with_more(waiting: Waiting, parts, places, stay) -> Waiting:
     """Those of a piece who stay, behind those who wait."""
-    behind = waiting.count + jnp.cumsum(stay) - 1
-    positions = jnp.where(stay, behind, waiting.places.size)
-    return Waiting(
-        Reached(*waiting.parts).put(Reached(*parts), positions).parts(),
-        waiting.places.at[positions].set(places, mode="drop"),
-        waiting.count + stay.sum(),
+    rows = waiting.places.size
+    behind = (waiting.first + waiting.count + jnp.cumsum(stay) - 1) % rows
+    positions = jnp.where(stay, behind, rows)
+    return waiting._replace(
+        parts=Reached(*waiting.parts).put(Reached(*parts), positions).parts(),
+        places=waiting.places.at[positions].set(places, mode="drop"),
+        count=waiting.count + stay.sum(),
     )
 
 
-def _cut(leaf: Array, axis: int, first: int, last: int) -> Array:
-    return jax.lax.slice_in_dim(leaf, first, last, axis=axis)
-
-
-def _moved_up(leaf: Array, axis: int, by: int) -> Array:
-    """Rows from `by` on at the front; what is left behind them is read by nobody."""
-    rest = _cut(leaf, axis, by, leaf.shape[axis])
-    return jax.lax.dynamic_update_slice_in_dim(leaf, rest, 0, axis)
+def _cut(leaf: Array, axis: int, first: Array, count: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(leaf, first, count, axis=axis)

@@ -14,27 +14,11 @@ import jax.numpy as jnp
 from eenet_jax.execution.carry_over import carried_over
 from eenet_jax.execution.decision import Answers, Reached, advance, start
 from eenet_jax.execution.shards import Devices, on_devices
+from eenet_jax.execution.sizes import switch_sizes
 from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
-
-SHARES = (0.0625, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
-"""Of a batch, that a size holds."""
-MULTIPLE = 8
-"""Of a size, in large batches: accelerators fill their registers with as many rows."""
-
-
-def switch_sizes(batch: int) -> tuple[int, ...]:
-    """Sizes, rising, that survivors of a batch are gathered into; the last is the batch itself.
-
-    Args:
-      batch: Samples.
-    """
-    # Few samples are worth telling apart, and of many only eights.
-    step = min(MULTIPLE, max(1, batch // 8))
-    rounded = {min(batch, max(step, -(-int(share * batch) // step) * step)) for share in SHARES}
-    return tuple(sorted(rounded | {batch}))
 
 
 def compacted(

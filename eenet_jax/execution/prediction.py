@@ -14,9 +14,8 @@ from scipy.special import gammaln, xlog1py, xlogy
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.buckets import measured_buckets
-from eenet_jax.execution.carry_over import finishing_sizes
-from eenet_jax.execution.compacted import switch_sizes
 from eenet_jax.execution.latency import StageLatency
+from eenet_jax.execution.sizes import switch_sizes
 
 RATE_SUM_TOLERANCE = 1e-6
 
@@ -30,7 +29,7 @@ def predict(
     - "masked": stage by stage on pieces, in one program; a stage is skipped for a piece of p
       samples with the probability (1 - r_k)^p, r_k being the probability to reach it.
     - "compacted": in one program, a stage on pieces of its survivors, and the last of them on the
-      smallest size that holds them; where a piece is the batch, on one of `switch_sizes`.
+      smallest of a piece's `switch_sizes` that holds them.
     - "host_compacted": a stage on its survivors, in the cheapest buckets that hold them.
     - "streaming": in one program a batch, every stage on pieces filled by survivors of many.
 
@@ -77,12 +76,10 @@ def _masked(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
 
 
 def _compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    if latency.piece >= batch:
-        sizes = np.asarray([0, *switch_sizes(batch)])
-        piece, whole = batch, np.zeros(batch + 1, int)
-    else:
-        piece = latency.piece
-        sizes, whole = np.asarray([0, *finishing_sizes(piece)]), np.arange(batch + 1) // piece
+    piece = min(latency.piece, batch)
+    sizes = np.asarray([0, *switch_sizes(piece)])
+    # What a stage can't run in whole pieces; where a piece is the batch it has sizes for that too.
+    whole = np.arange(batch + 1) // piece if piece < batch else np.zeros(batch + 1, int)
     last = sizes[np.searchsorted(sizes, np.arange(batch + 1) - whole * piece)]
     shares, seconds = survivor_shares(reach, batch), latency.call_seconds
     # The first stage has nobody to wait for: its last piece is a whole one too.

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from eenet_jax.execution.carry_over import finishing_sizes
+from eenet_jax.execution.sizes import switch_sizes
 
 LEAVE = np.asarray([0, 0, 1, 0, 0, 0, 0, 0, 1, 2, 0, 1, 2, 1, 1, 2])
 STAGES, PIECE = 3, 4
@@ -36,7 +36,7 @@ def cells(strategy: str, k: int) -> list[str]:
         return [NEEDED if needed else WASTED for piece in pieces if piece.any() for needed in piece]
     rest = int(here.sum()) % PIECE
     if strategy == "compacted":
-        size = next(size for size in (0, *finishing_sizes(PIECE)) if size >= rest)
+        size = next(size for size in (0, *switch_sizes(PIECE)) if size >= rest)
         return [NEEDED] * int(here.sum()) + [WASTED] * (size - rest)
     return [NEEDED] * int(here.sum()) + [LATER] * (-rest % PIECE)
 

@@ -17,10 +17,11 @@ from replay import exit_probs, replay_network, streamed
 from eenet_jax import networks
 from eenet_jax.errors import InputError
 from eenet_jax.execution.buckets import default_buckets
-from eenet_jax.execution.compacted import compacted, switch_sizes
+from eenet_jax.execution.compacted import compacted
 from eenet_jax.execution.decision import Answers
 from eenet_jax.execution.host_compacted import HostCompacted
 from eenet_jax.execution.masked import masked
+from eenet_jax.execution.sizes import switch_sizes
 from eenet_jax.policies.eenet import EENet, num_features
 from eenet_jax.policies.entropy import Entropy
 from eenet_jax.policies.max_prob import MaxProb

@@ -121,7 +121,7 @@ def test_pieces_run_full_until_the_end_and_then_the_smallest_size_that_holds_the
         ([0] * 12, [[4] * 3, [], []]),
         # Six survivors of three pieces: one whole piece, and two behind it.
         ([0, 1, 0, 1] * 3, [[4] * 3, [4, 2], []]),
-        ([0, 2, 0, 1] * 3, [[4] * 3, [4, 2], [4]]),
+        ([0, 2, 0, 1] * 3, [[4] * 3, [4, 2], [3]]),
         ([2] * 12, [[4] * 3] * 3),
         ([0] * 11 + [2], [[4] * 3, [1], [1]]),
     ):
