@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from eenet_jax.dense import image_means, pixel_classes
+from eenet_jax.pieces import in_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import MEASURES, PyTree
@@ -157,5 +158,19 @@ def _noted(
 
 
 def compile_advance(network: StagedNetwork, policy: Policy, k: int) -> Callable:
-    """`advance` at exit k as one jitted function of (variables, reached)."""
-    return jax.jit(lambda variables, reached: advance(network, policy, k, variables, reached))
+    """`advance` at exit k as one jitted function of (variables, reached, samples a piece)."""
+
+    def turned(parts: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+        # What is kept of the exits has its samples second, and pieces are cut along the first.
+        carry, *passed = parts
+        return carry, *jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), passed)
+
+    def one(variables: PyTree, parts: tuple[PyTree, ...]):
+        after, logits, leaves = advance(network, policy, k, variables, Reached(*turned(parts)))
+        return turned(after.parts()), logits, leaves
+
+    def run(variables: PyTree, reached: Reached, piece: int):
+        parts, logits, leaves = in_pieces(one, piece)(variables, turned(reached.parts()))
+        return Reached(*turned(parts)), logits, leaves
+
+    return jax.jit(run, static_argnums=2)

@@ -10,6 +10,8 @@ import numpy as np
 
 from eenet_jax.execution.buckets import Buckets
 from eenet_jax.execution.decision import Answers, Reached, compile_advance, start
+from eenet_jax.execution.latency import shape_of_sample
+from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -29,6 +31,7 @@ class HostCompacted:
         self._steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
         self._start = jax.jit(lambda x: start(network, x))
         self._gather = jax.jit(Reached.take)
+        self._pieces: dict[tuple[int, ...], int] = {}
 
     def __call__(self, variables: PyTree, x: PyTree) -> Answers:
         """Answers for a batch [batch, …], in its order, on the host."""
@@ -37,8 +40,9 @@ class HostCompacted:
         logits = np.zeros((count, *dense, self._network.num_classes), np.float32)
         exit_index = np.zeros(count, np.int32)
         groups = self._regroup(0, self._start(x), np.arange(count), np.arange(count))
+        piece = self._piece(variables, x)
         for k in range(self._network.num_exits):
-            groups = self._run_exit(k, variables, groups, logits, exit_index)
+            groups = self._run_exit(k, piece, variables, groups, logits, exit_index)
         return Answers(logits, exit_index)
 
     def warm_up(self, variables: PyTree, x: PyTree) -> None:
@@ -48,20 +52,34 @@ class HostCompacted:
           variables: Of the network.
           x: Any batch; its values don't matter.
         """
-        begun, sizes = self._start(x), self._buckets.usable(0)
+        begun, sizes, piece = self._start(x), self._buckets.usable(0), self._piece(variables, x)
         reached = {size: self._gather(begun, _padded([0], size)) for size in sizes}
         for k, step in enumerate(self._steps):
-            reached = {size: step(variables, each)[0] for size, each in reached.items()}
+            reached = {size: step(variables, each, piece)[0] for size, each in reached.items()}
             if k + 1 < len(self._steps):
                 sizes = self._buckets.usable(k + 1)
                 for each in reached.values():
                     taken = {size: self._gather(each, _padded([0], size)) for size in sizes}
                 reached = taken
 
-    def _run_exit(self, k: int, variables, groups, logits: np.ndarray, exit_index: np.ndarray):
+    def _piece(self, variables: PyTree, x: PyTree) -> int:
+        """Samples that go through a stage together, however large its bucket."""
+        shape = shape_of_sample(x)
+        if shape not in self._pieces:
+            largest = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(
+                    (self._buckets.sizes[-1], *leaf.shape[1:]), leaf.dtype
+                ),
+                x,
+            )
+            self._pieces[shape] = suitable_piece(self._network, variables, largest)
+        return self._pieces[shape]
+
+    def _run_exit(self, k: int, piece: int, variables, groups, logits, exit_index: np.ndarray):
         """Run exit k on every group; note who leaves; regroup the others."""
         # All groups are started before any result is awaited, so that the device stays busy.
-        started = [(self._steps[k](variables, reached), rows) for reached, rows in groups]
+        step = self._steps[k]
+        started = [(step(variables, reached, piece), rows) for reached, rows in groups]
         survivors = []
         for (reached, out, leaves), rows in started:
             gone = np.asarray(leaves)[: len(rows)]

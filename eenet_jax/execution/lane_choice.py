@@ -61,9 +61,7 @@ class Lanes:
             return shape, np.asarray(image)[0]
         tokens = checked_tokens(_batch_of_one(x), self._lengths[-1], self._network.vocab_size)
         length = next(size for size in self._lengths if size >= tokens["input_ids"].shape[1])
-        return length, jax.tree.map(
-            lambda leaf: np.pad(leaf[0], (0, length - leaf.shape[1])), tokens
-        )
+        return length, {name: _filled_up(ids[0], length) for name, ids in tokens.items()}
 
 
 def _batch_of_one(x: Any) -> Any:
@@ -75,6 +73,12 @@ def _batch_of_one(x: Any) -> Any:
         with contextlib.suppress(ValueError):  # What is no array is found so soon.
             alone["attention_mask"] = np.ones(np.shape(alone["input_ids"]), np.int32)
     return alone
+
+
+def _filled_up(ids: np.ndarray, length: int) -> np.ndarray:
+    filled = np.zeros(length, ids.dtype)
+    filled[: len(ids)] = ids
+    return filled
 
 
 def _alone(x: Any) -> Any:

@@ -20,7 +20,7 @@ from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
 
-FORMAT = "eenet_jax.stage_latency.2"
+FORMAT = "eenet_jax.stage_latency.3"
 LONG_SECONDS = 3.0
 
 
@@ -31,8 +31,9 @@ class StageLatency:
     Attributes:
       device: Name of what was measured.
       sizes: Batch sizes, rising.
-      seconds: Of stage k, its exit head and the decision, [exits, sizes]; dispatching it and
-        waiting for who leaves are included, as that is what each call costs.
+      seconds: Of stage k, its exit head and the decision, [exits, sizes], a batch going through
+        in the same pieces as through the full network; dispatching it and waiting for who leaves
+        are included, as that is what each call costs.
       full_seconds: Of the full network's own jitted pass, [sizes].
       call_seconds: Of a call that has nothing to do; part of all of the above.
       piece: Samples that go through together inside one program, see `suitable_piece`; the
@@ -119,18 +120,19 @@ def measure_stage_latency(
     sizes = tuple(sorted(set(sizes)))
     steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
     full, begin = jax.jit(network.apply), jax.jit(lambda x: start(network, x))
+    piece = suitable_piece(network, variables, _batch_of(x, sizes[-1]))
     seconds, full_seconds = [], []
     for size in sizes:
         batch = _batch_of(x, size)
         full_seconds.append(_median(lambda batch=batch: full(variables, batch), repeats))
-        seconds.append(_stage_seconds(steps, variables, begin(batch), repeats))
+        seconds.append(_stage_seconds(steps, piece, variables, begin(batch), repeats))
     return StageLatency(
         device=device_name(),
         sizes=sizes,
         seconds=np.asarray(seconds).T,
         full_seconds=np.asarray(full_seconds),
         call_seconds=_call_seconds(),
-        piece=suitable_piece(network, variables, _batch_of(x, sizes[-1])),
+        piece=piece,
         sample_shape=shape_of_sample(x),
     )
 
@@ -174,17 +176,17 @@ def _call_seconds(repeats: int = 101) -> float:
 
 
 def _stage_seconds(
-    steps: Sequence[Callable], variables: PyTree, reached: Reached, repeats: int
+    steps: Sequence[Callable], piece: int, variables: PyTree, reached: Reached, repeats: int
 ) -> list[float]:
     """Of each stage in turn; the decision is on the host when a call counts as done."""
     seconds = []
     for step in steps:
 
         def decided(step=step, reached=reached) -> np.ndarray:
-            return np.asarray(step(variables, reached)[2])
+            return np.asarray(step(variables, reached, piece)[2])
 
         seconds.append(_median(decided, repeats))
-        reached = step(variables, reached)[0]
+        reached = step(variables, reached, piece)[0]
     return seconds
 
 

@@ -24,7 +24,6 @@ from eenet_jax.execution.prediction import ideal_share
 from eenet_jax.execution.samples import samples_of
 from eenet_jax.execution.strategies import BATCHED, Strategy, build_strategy
 from eenet_jax.execution.streaming import Stream
-from eenet_jax.pieces import suitable_piece
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -184,9 +183,9 @@ class Bench:
         return [self._measurement(policy, name, each, full, wanted) for name, each in timed.items()]
 
     def _sizes(self, strategies: Sequence[str]) -> list[int]:
-        """At which stages are measured: of the full pass, and others for who chooses by them."""
+        """At which stages are measured: the batch's, and others for who chooses by them."""
         if not {"auto", "host_compacted"} & set(strategies):
-            return [suitable_piece(self.network, self.variables, self.batches[0])]
+            return [self.batch_size]
         return [*(size for size in LATENCY_SIZES if size < self.batch_size), self.batch_size]
 
     def _measure_latency(self, policy: Policy, sizes: Sequence[int]) -> StageLatency:

@@ -60,10 +60,9 @@ def _work(latency: StageLatency, k: int, rows: np.ndarray, piece: int, batch: in
     largest = latency.sizes[-1]
     if batch <= piece or piece >= largest:
         return alone
-    # What the full network gains by not being called for each piece, its stages gain alike.
-    called = float(latency.full_pass_seconds([piece])[0]) / piece
-    inside = float(latency.full_pass_seconds([largest])[0]) / largest
-    return alone * min(1.0, inside / called)
+    # The largest batch was measured in pieces: what one takes that isn't called by itself.
+    called, inside = latency.stage_seconds(k, [piece, largest]) - latency.call_seconds
+    return alone * min(1.0, inside * piece / (largest * called))
 
 
 def _masked(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
@@ -179,8 +178,8 @@ def ideal_share(latency: StageLatency, exit_rates: Sequence[float], batch_size: 
     """The share of the full network's time that is left if samples run only their stages.
 
     That is the sum over stages of the stage's part of the summed stage times and the share of
-    samples that reaches it. Stages are timed on as many samples as the full pass runs them on: a
-    piece, where it goes through in pieces.
+    samples that reaches it. A stage is timed as the full network is: on a batch of this size,
+    which goes through in the same pieces.
 
     Args:
       latency: Of every stage.
@@ -188,8 +187,7 @@ def ideal_share(latency: StageLatency, exit_rates: Sequence[float], batch_size: 
       batch_size: Samples that come together.
     """
     reach = _reach(exit_rates, latency)
-    together = min(batch_size, latency.piece)
-    parts = [float(latency.stage_seconds(k, [together])[0]) for k in range(len(reach))]
+    parts = [float(latency.stage_seconds(k, [batch_size])[0]) for k in range(len(reach))]
     return float(np.asarray(parts) @ reach / sum(parts))
 
 

@@ -114,7 +114,7 @@ def test_realised_saving_is_held_against_the_ideal_one(bench):
 
 
 def test_a_measurement_becomes_json(bench):
-    row = _row(bench, "masked", [1.0], [0] * 8)
+    row = _row(_with_parts(bench, [0.5, 0.3, 0.2]), "masked", [1.0], [0] * 8)
     value = json.loads(json.dumps(to_json(row)))
     value["exit_rates"] = tuple(value["exit_rates"])
     assert Measurement(**value) == row
@@ -219,6 +219,7 @@ def test_what_cannot_be_measured_is_named(run):
 
 
 def test_measurements_are_printed_as_a_table(bench):
+    bench = _with_parts(bench, [0.5, 0.3, 0.2])
     rows = [
         _row(bench, "full", [10.0], [2] * 8),
         _row(bench, "masked", [8.0], [0, 0, 0, 0, 1, 1, 2, 2]),

@@ -52,7 +52,7 @@ def _in_pieces_of_four() -> StageLatency:
     return StageLatency(
         device="d",
         sizes=(1, 2, 4, 8),
-        seconds=np.asarray([[2.0, 3.0, 4.0, 10.0], [4.0, 6.0, 8.0, 20.0], [6.0, 9.0, 12.0, 30.0]]),
+        seconds=np.asarray([[2.0, 3.0, 4.0, 6.0], [4.0, 6.0, 8.0, 12.0], [6.0, 9.0, 12.0, 18.0]]),
         full_seconds=np.asarray([12.0, 18.0, 24.0, 36.0]),
         call_seconds=0.0,
         piece=4,
@@ -71,7 +71,7 @@ def test_masked_skips_what_a_whole_piece_has_no_need_of():
     [((1.0, 0.0, 0.0), 1 / 6), ((0.0, 1.0, 0.0), 1 / 2), ((0.5, 0.25, 0.25), 11 / 24)],
 )
 def test_the_ideal_is_each_stage_for_those_who_reach_it(rates, share):
-    # On the pieces of 4 that the full pass runs, stages take 4, 8 and 12.
+    # On batches of 8 stages take 6, 12 and 18, on one sample 2, 4 and 6.
     assert ideal_share(_in_pieces_of_four(), rates, 8) == pytest.approx(share)
     assert ideal_share(_in_pieces_of_four(), (1.0, 0.0, 0.0), 1) == pytest.approx(2 / 12)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from replay import replay_network
 
+from eenet_jax import pieces
 from eenet_jax.execution.buckets import default_buckets
 from eenet_jax.execution.compacted import compacted
 from eenet_jax.execution.host_compacted import HostCompacted
@@ -97,6 +98,18 @@ def test_compacted_runs_later_stages_on_the_survivors_buckets_alone():
         answers = run(NOTHING, _leaving_at(exits))
         np.testing.assert_array_equal(answers.exit_index, exits)
         assert counter.seen() == executed
+
+
+def test_a_bucket_goes_through_in_the_pieces_that_suit_the_network(monkeypatch):
+    counter = Counter()
+    # A sample's carry is the logits of all exits.
+    monkeypatch.setattr(pieces, "CACHE_BYTES", 4 * EXITS * CLASSES * 4)
+    run = HostCompacted(counter.network, _policy(), default_buckets(EXITS, 16))
+    exits = [0] * 5 + [1] * 4 + [2] * 7
+    answers = run(NOTHING, _leaving_at(exits))
+    np.testing.assert_array_equal(answers.exit_index, exits)
+    np.testing.assert_array_equal(answers.logits.argmax(1), np.arange(16) % CLASSES)
+    assert counter.seen() == [[4] * 4, [4] * 4, [4] * 2]
 
 
 def test_compacted_on_the_device_runs_the_smallest_size_that_holds_the_survivors():
