@@ -92,17 +92,24 @@ class Lane:
 
     def settle(self) -> None:
         """Hand over the answers that there are."""
+        self._hand_over(self._answered())
+
+    def _answered(self) -> tuple[list[int], np.ndarray, list[int]] | None:
+        """Positions, logits and exits of those who have an answer; their places are free."""
         outstanding = np.flatnonzero(self._positions >= 0)
         if not len(outstanding):
-            return
+            return None
         exits = np.asarray(self._state.exits)[outstanding]
-        answered = outstanding[exits >= 0]
-        if len(answered):
-            # A copy, for the places are used again.
-            logits = np.asarray(self._state.logits)[answered]
-            positions, left = self._positions[answered].tolist(), exits[exits >= 0].tolist()
-            self._positions[answered] = -1
-            self._answer(positions, logits, left)
+        places = outstanding[exits >= 0]
+        # A copy, for the places are used again.
+        logits = np.asarray(self._state.logits)[places]
+        positions, left = self._positions[places].tolist(), exits[exits >= 0].tolist()
+        self._positions[places] = -1
+        return positions, logits, left
+
+    def _hand_over(self, answered: tuple[list[int], np.ndarray, list[int]] | None) -> None:
+        if answered is not None and answered[0]:
+            self._answer(*answered)
 
     def holds_up_to(self, position: int) -> bool:
         """Whether a sample of this position or an earlier one is on its way here."""
@@ -123,7 +130,7 @@ class Lane:
         filled = [x for _, x in begun] + [begun[0][1]] * (self._programs.batch - len(begun))
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
         # Only now, so that stacking went on beside what was running.
-        self.settle()
+        answered = self._answered()
         free = np.flatnonzero(self._positions < 0)[: len(begun)]
         places = np.full(self._programs.batch, self._programs.places, np.int32)
         places[: len(begun)] = free
@@ -133,6 +140,8 @@ class Lane:
         exits[free] = -1
         state = self._state._replace(exits=exits)
         self._state = self._programs.step(state, batch, places, len(begun))
+        # While that runs.
+        self._hand_over(answered)
 
 
 def _copied(state: State) -> State:

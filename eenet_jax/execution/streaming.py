@@ -7,7 +7,6 @@ asks for the next result, which is what keeps memory bounded when it is slow.
 """
 
 import dataclasses
-import queue
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -17,13 +16,12 @@ import jax
 import numpy as np
 
 from eenet_jax.errors import InputError
+from eenet_jax.execution.inbox import Inbox
 from eenet_jax.execution.lane import Answer, Lane, LanePrograms
 from eenet_jax.execution.lane_choice import Lanes
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
-
-POLL_SECONDS = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,8 +181,7 @@ class _Pass:
         self._next = 0
         self._count = 0
         # Room for a batch, so that reading goes on while stages run.
-        self._queue: queue.Queue[Any] = queue.Queue(stream.batch_size)
-        self._stopped = threading.Event()
+        self._inbox = Inbox(stream.batch_size)
 
     def results(self, source: Iterable[Any]) -> Iterator[Result]:
         """See `Stream`, when it is called."""
@@ -200,37 +197,28 @@ class _Pass:
             if end.error is not None:
                 raise end.error
         finally:
-            self._stopped.set()
+            self._inbox.close()
 
     def _read(self, source: Iterable[Any]) -> None:
         """In a thread of its own: the source may block."""
         error = None
         try:
             for x in source:
-                if not self._put((x, time.perf_counter())):
+                if not self._inbox.put((x, time.perf_counter())):
                     return
         except BaseException as raised:
             error = raised
-        self._put(_End(error))
-
-    def _put(self, item: Any) -> bool:
-        """Wait for room; False where nobody wants results any more."""
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
+        self._inbox.put(_End(error))
 
     def _take_in(self) -> _End | None:
         """Take in the samples that are there, a batch at most; wait for one where none is."""
         # All of them first, so that a full batch is found where there are enough for one.
-        for _ in range(self._queue.maxsize):
+        for _ in range(self._inbox.room):
             try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return self._wait()
+                item = self._inbox.take()
+            except IndexError:
+                self._wait()
+                return None
             if isinstance(item, _End):
                 return item
             self._admit(*item)
@@ -238,17 +226,12 @@ class _Pass:
                 return None
         return None
 
-    def _wait(self) -> _End | None:
-        """The queue is empty: see to what is running, then wait as long as nobody is overdue."""
+    def _wait(self) -> None:
+        """Nothing has come: see to what is running, then wait as long as nobody is overdue."""
         for lane in self._lanes.values():
             lane.settle()
-        if any(self._may_go(position) for position in self._ready):
-            return None
-        try:
-            item = self._queue.get(timeout=self._patience())
-        except queue.Empty:
-            return None
-        return item if isinstance(item, _End) else self._admit(*item)
+        if not any(self._may_go(position) for position in self._ready):
+            self._inbox.wait(self._patience())
 
     def _may_go(self, position: int) -> bool:
         return not self._stream.ordered or position == self._next
