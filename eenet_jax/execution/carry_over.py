@@ -7,6 +7,7 @@ and streams.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -49,13 +50,13 @@ class CarryOver:
     Args:
       network: The network.
       policy: Fitted for its exits.
-      piece: Samples that every stage runs on.
+      pieces: Samples that each stage runs on.
       places: For answers; samples are given theirs as they begin.
     """
 
-    def __init__(self, network: StagedNetwork, policy: Policy, piece: int, places: int):
+    def __init__(self, network: StagedNetwork, policy: Policy, pieces: Sequence[int], places: int):
         self._network, self._policy = network, policy
-        self._piece, self._places = piece, places
+        self._pieces, self._places = pieces, places
 
     def empty(self, variables: PyTree, x: PyTree) -> State:
         """Nobody waits, and nobody is answered.
@@ -65,19 +66,17 @@ class CarryOver:
           x: Any samples [batch, …], or their shapes.
         """
         shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((self._piece, *leaf.shape[1:]), leaf.dtype), x
+            lambda leaf: jax.ShapeDtypeStruct((self._pieces[0], *leaf.shape[1:]), leaf.dtype), x
         )
         reached = jax.eval_shape(lambda x: start(self._network, x).parts(), shapes)
         waiting, logits = [], None
-        for k in range(self._network.num_exits):
+        # Nobody waits behind the last stage.
+        for k, rows in enumerate([*_rooms(self._pieces), 0]):
             forward = functools.partial(self._advance, k)
             reached, logits, _ = jax.eval_shape(forward, variables, reached)
-            # While samples begin, fewer than a piece wait and a piece may come. At the end each
-            # stage in turn passes on all that waited for it, so that later ones need more room.
-            waiting.append(_nobody(reached, max(2, k + 1) * self._piece))
+            waiting.append(_nobody(reached, rows))
         assert logits is not None
         answers = jnp.zeros((self._places, *logits.shape[1:]), logits.dtype)
-        # Nobody waits behind the last stage.
         return State(tuple(waiting[:-1]), answers, jnp.full(self._places, NOBODY, jnp.int32))
 
     def begin(self, variables: PyTree, x: PyTree, places, valid, state: State) -> State:
@@ -85,7 +84,7 @@ class CarryOver:
 
         Args:
           variables: Of the network.
-          x: A piece [piece, …].
+          x: A piece of the first stage [piece, …].
           places: Where each of its samples is to be answered, [piece].
           valid: Which of them are samples; the others are filling, [piece].
           state: So far.
@@ -104,20 +103,21 @@ class CarryOver:
 
     def _run_whole_pieces(self, variables: PyTree, k: int, state: State) -> State:
         """Stage k as long as a whole piece waits for it."""
+        piece = self._pieces[k]
         return jax.lax.while_loop(
-            lambda state: state.waiting[k - 1].count >= self._piece,
-            lambda state: self._run_first(variables, k, self._piece, state),
+            lambda state: state.waiting[k - 1].count >= piece,
+            lambda state: self._run_first(variables, k, piece, state),
             state,
         )
 
     def _run_all(self, variables: PyTree, k: int, state: State) -> State:
         """Stage k on everybody who waits for it, the last of them in the smallest size that holds
         them."""
-        sizes = switch_sizes(self._piece)
+        sizes = switch_sizes(self._pieces[k])
         branches = [functools.partial(self._run_first, variables, k, size) for size in sizes]
 
         def run(state: State) -> State:
-            count = jnp.minimum(state.waiting[k - 1].count, self._piece)
+            count = jnp.minimum(state.waiting[k - 1].count, sizes[-1])
             return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), count), branches, state)
 
         return jax.lax.while_loop(lambda state: state.waiting[k - 1].count > 0, run, state)
@@ -157,19 +157,19 @@ class CarryOver:
 
 
 def carried_over(
-    network: StagedNetwork, policy: Policy, piece: int, variables: PyTree, x: PyTree
+    network: StagedNetwork, policy: Policy, pieces: Sequence[int], variables: PyTree, x: PyTree
 ) -> Answers:
     """Answers for a batch; may be traced.
 
     Args:
       network: The network.
       policy: Fitted for its exits.
-      piece: Samples that every stage runs on, at most those of the batch.
+      pieces: Samples that each stage runs on, at most those of the batch.
       variables: Of the network.
       x: The batch [batch, …].
     """
     batch = jax.tree.leaves(x)[0].shape[0]
-    way = CarryOver(network, policy, piece, batch)
+    way, piece = CarryOver(network, policy, pieces, batch), pieces[0]
 
     def begin(i, state: State) -> State:
         # The last piece reaches back where the batch doesn't divide; who was there is not counted.
@@ -181,6 +181,18 @@ def carried_over(
     state = jax.lax.fori_loop(0, -(-batch // piece), begin, way.empty(variables, x))
     state = way.finish(variables, state)
     return Answers(state.logits, state.exits)
+
+
+def _rooms(pieces: Sequence[int]) -> list[int]:
+    """Rows for those who may wait for each stage but the first, in whole pieces of that stage."""
+    rooms, coming, at_the_end = [], pieces[0], 0
+    for piece in pieces[1:]:
+        # While samples begin, fewer than a piece wait and so many more may come. At the end each
+        # stage in turn passes on all that waited for it, so that later ones need more room.
+        while_they_begin, at_the_end = piece - 1 + coming, at_the_end + piece - 1
+        rooms.append(-(-max(while_they_begin, at_the_end) // piece) * piece)
+        coming = while_they_begin // piece * piece
+    return rooms
 
 
 def _nobody(parts: tuple[PyTree, ...], rows: int) -> Waiting:

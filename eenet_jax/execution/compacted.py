@@ -15,7 +15,7 @@ from eenet_jax.execution.carry_over import carried_over
 from eenet_jax.execution.decision import Answers, Reached, advance, start
 from eenet_jax.execution.shards import Devices, on_devices
 from eenet_jax.execution.sizes import switch_sizes
-from eenet_jax.pieces import suitable_piece
+from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -34,15 +34,17 @@ def compacted(
       network: The network.
       policy: Fitted for its exits.
       piece: Samples that a stage runs on at a time; by default what suits the device, see
-        `suitable_piece`.
+        `suitable_pieces`.
       devices: Each takes a part of the batch, and compacts its own survivors: none of them ever
         waits for another. By default the first alone.
     """
 
     def run(variables: PyTree, x: PyTree) -> Answers:
-        size = piece or suitable_piece(network, variables, x)
-        if size < jax.tree.leaves(x)[0].shape[0]:
-            return carried_over(network, policy, size, variables, x)
+        pieces = suitable_pieces(network, variables, x)
+        if piece is not None:
+            pieces = (piece,) * network.num_exits
+        if min(pieces) < jax.tree.leaves(x)[0].shape[0]:
+            return carried_over(network, policy, pieces, variables, x)
         return _switched(network, policy, variables, x)
 
     return on_devices(run, devices)

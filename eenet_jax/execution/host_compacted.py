@@ -11,7 +11,7 @@ import numpy as np
 from eenet_jax.execution.buckets import Buckets
 from eenet_jax.execution.decision import Answers, Reached, compile_advance, start
 from eenet_jax.execution.latency import shape_of_sample
-from eenet_jax.pieces import suitable_piece
+from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -72,7 +72,7 @@ class HostCompacted:
                 ),
                 x,
             )
-            self._pieces[shape] = suitable_piece(self._network, variables, largest)
+            self._pieces[shape] = min(suitable_pieces(self._network, variables, largest))
         return self._pieces[shape]
 
     def _run_exit(self, k: int, piece: int, variables, groups, logits, exit_index: np.ndarray):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from eenet_jax.execution.carry_over import CarryOver, State
-from eenet_jax.pieces import suitable_piece
+from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -24,16 +24,16 @@ class LanePrograms:
       policy: Fitted for its exits.
       variables: Of the network.
       x: A batch of such samples; shapes count.
-      batch: Samples that are taken in together, rounded up to whole pieces.
+      batch: How many those are: they are taken in together, rounded up to whole pieces.
     """
 
     def __init__(self, network: StagedNetwork, policy: Policy, variables, x: PyTree, batch: int):
-        piece = min(batch, suitable_piece(network, variables, x))
-        self.batch = -(-batch // piece) * piece
+        pieces = suitable_pieces(network, variables, x)
+        self._piece, self._variables = pieces[0], variables
+        self.batch = -(-batch // self._piece) * self._piece
         # A batch that arrives, and fewer than a piece behind each exit but the last.
-        self.places = self.batch + (network.num_exits - 1) * piece
-        self._piece, self._variables = piece, variables
-        self._way = CarryOver(network, policy, piece, self.places)
+        self.places = self.batch + sum(pieces[1:])
+        self._way = CarryOver(network, policy, pieces, self.places)
         self.empty = jax.jit(lambda variables: self._way.empty(variables, x))(variables)
         # Those who wait are given away, so that nobody is copied who doesn't move.
         self._step = jax.jit(self._take_in, donate_argnums=1)

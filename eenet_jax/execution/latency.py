@@ -15,7 +15,7 @@ from eenet_jax.costs import measure
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.decision import Reached, compile_advance, start
-from eenet_jax.pieces import suitable_piece
+from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -36,8 +36,8 @@ class StageLatency:
         are included, as that is what each call costs.
       full_seconds: Of the full network's own jitted pass, [sizes].
       call_seconds: Of a call that has nothing to do; part of all of the above.
-      piece: Samples that go through together inside one program, see `suitable_piece`; the
-        largest size where that is the whole batch.
+      pieces: Samples that go through each stage together inside one program, see
+        `suitable_pieces`; the largest size where that is the whole batch.
       sample_shape: Of what was measured, without the batch axis; of tokens, (length,). Empty
         where that is not known.
     """
@@ -47,7 +47,7 @@ class StageLatency:
     seconds: Float[np.ndarray, "exits sizes"]
     full_seconds: Float[np.ndarray, " sizes"]
     call_seconds: float
-    piece: int
+    pieces: tuple[int, ...]
     sample_shape: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -57,10 +57,20 @@ class StageLatency:
                 f"seconds {self.seconds.shape} and full_seconds {self.full_seconds.shape} are not"
                 f" of {len(self.sizes)} sizes: measure again"
             )
+        if len(self.pieces) != len(self.seconds) or min(self.pieces, default=0) < 1:
+            raise InputError(
+                f"pieces {list(self.pieces)} are not one for each of {len(self.seconds)} stages:"
+                " measure again"
+            )
         for name in ("seconds", "full_seconds"):
             values = getattr(self, name)
             if not (np.isfinite(values) & (values > 0)).all():
                 raise InputError(f"{name} of '{self.device}' are not all positive: measure again")
+
+    @property
+    def piece(self) -> int:
+        """Samples that go through the whole network together inside one program."""
+        return min(self.pieces)
 
     def stage_seconds(self, k: int, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Seconds of stage k (0-based) on batches of these sizes: between those measured."""
@@ -89,7 +99,7 @@ class StageLatency:
                 "seconds": self.seconds.tolist(),
                 "full_seconds": self.full_seconds.tolist(),
                 "call_seconds": self.call_seconds,
-                "piece": self.piece,
+                "pieces": list(self.pieces),
             },
         )
 
@@ -120,19 +130,19 @@ def measure_stage_latency(
     sizes = tuple(sorted(set(sizes)))
     steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
     full, begin = jax.jit(network.apply), jax.jit(lambda x: start(network, x))
-    piece = suitable_piece(network, variables, _batch_of(x, sizes[-1]))
+    pieces = suitable_pieces(network, variables, _batch_of(x, sizes[-1]))
     seconds, full_seconds = [], []
     for size in sizes:
         batch = _batch_of(x, size)
         full_seconds.append(_median(lambda batch=batch: full(variables, batch), repeats))
-        seconds.append(_stage_seconds(steps, piece, variables, begin(batch), repeats))
+        seconds.append(_stage_seconds(steps, min(pieces), variables, begin(batch), repeats))
     return StageLatency(
         device=device_name(),
         sizes=sizes,
         seconds=np.asarray(seconds).T,
         full_seconds=np.asarray(full_seconds),
         call_seconds=_call_seconds(),
-        piece=piece,
+        pieces=pieces,
         sample_shape=shape_of_sample(x),
     )
 
@@ -218,7 +228,7 @@ def load_stage_latency(path: str | Path) -> StageLatency:
             seconds=np.asarray(value["seconds"], np.float64),
             full_seconds=np.asarray(value["full_seconds"], np.float64),
             call_seconds=float(value["call_seconds"]),
-            piece=int(value["piece"]),
+            pieces=tuple(map(int, value["pieces"])),
             sample_shape=tuple(value["sample_shape"]),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from eenet_jax.execution.decision import Answers, Reached, advance, start
 from eenet_jax.execution.shards import Devices, on_devices
-from eenet_jax.pieces import in_pieces, suitable_piece
+from eenet_jax.pieces import in_pieces, suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -30,7 +30,7 @@ def masked(
       network: The network.
       policy: Fitted for its exits.
       piece: Samples that go through together, and skip together; by default what suits the
-        device, see `suitable_piece`.
+        device, see `suitable_pieces`.
       devices: Each takes a part of the batch, and skips what its own part has no need of; by
         default the first alone.
     """
@@ -61,7 +61,8 @@ def _by_pieces(
         return answers
 
     def by_pieces(variables: PyTree, x: PyTree) -> Answers:
-        return in_pieces(run, piece or suitable_piece(network, variables, x))(variables, x)
+        size = piece or min(suitable_pieces(network, variables, x))
+        return in_pieces(run, size)(variables, x)
 
     return on_devices(by_pieces, devices)
 

@@ -89,7 +89,7 @@ class Device:
             seconds=call + parts,
             full_seconds=call + parts.sum(0),
             call_seconds=call,
-            piece=rising[-1],
+            pieces=(rising[-1],) * len(flops),
         )
 
 

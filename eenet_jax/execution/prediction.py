@@ -75,17 +75,19 @@ def _masked(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
 
 
 def _compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    piece = min(latency.piece, batch)
-    sizes = np.asarray([0, *switch_sizes(piece)])
-    # What a stage can't run in whole pieces; where a piece is the batch it has sizes for that too.
-    whole = np.arange(batch + 1) // piece if piece < batch else np.zeros(batch + 1, int)
-    last = sizes[np.searchsorted(sizes, np.arange(batch + 1) - whole * piece)]
-    shares, seconds = survivor_shares(reach, batch), latency.call_seconds
-    # The first stage has nobody to wait for: its last piece is a whole one too.
-    seconds += -(-batch // piece) * float(_work(latency, 0, np.asarray([piece]), piece, batch)[0])
-    for k, share in list(enumerate(shares))[1:]:
-        work = _work(latency, k, np.maximum(last, 1), piece, batch)
+    seconds = latency.call_seconds
+    for k, share in enumerate(survivor_shares(reach, batch)):
+        piece = min(latency.pieces[k], batch)
         each = float(_work(latency, k, np.asarray([piece]), piece, batch)[0])
+        if k == 0:
+            # Nobody waits for it, so that its last piece is a whole one too.
+            seconds += -(-batch // piece) * each
+            continue
+        # What can't run in whole pieces; where a piece is the batch it has sizes for that too.
+        whole = np.arange(batch + 1) // piece if piece < batch else np.zeros(batch + 1, int)
+        sizes = np.asarray([0, *switch_sizes(piece)])
+        last = sizes[np.searchsorted(sizes, np.arange(batch + 1) - whole * piece)]
+        work = _work(latency, k, np.maximum(last, 1), piece, batch)
         # Nobody: the stage is skipped.
         seconds += float(share @ (whole * each + np.where(last > 0, work, 0.0)))
     return seconds
@@ -99,11 +101,12 @@ def _host_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> flo
 
 
 def _streaming(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    piece = min(latency.piece, batch)
-    each = [
-        float(_work(latency, k, np.asarray([piece]), piece, batch)[0]) for k in range(len(reach))
-    ]
-    return latency.call_seconds + batch / piece * float(reach @ np.asarray(each))
+    seconds = latency.call_seconds
+    for k, chance in enumerate(reach):
+        piece = min(latency.pieces[k], batch)
+        each = float(_work(latency, k, np.asarray([piece]), piece, batch)[0])
+        seconds += batch / piece * float(chance) * each
+    return seconds
 
 
 _SECONDS = {

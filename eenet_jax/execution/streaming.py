@@ -73,7 +73,7 @@ class Stream:
       variables: Its weights.
       policy: Fitted for its exits.
       batch_size: Samples that are taken in together; they go through in pieces that suit the
-        device, see `suitable_piece`.
+        device, see `suitable_pieces`.
       max_wait_s: A sample that has been on its way for longer is not kept waiting for others;
         None: it may wait until the stream ends. It is seen to when the consumer asks for a
         result, and no sooner.

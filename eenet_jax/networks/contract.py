@@ -154,7 +154,7 @@ class MultiExitNetwork:
         batch = jax.tree.leaves(x)[0].shape[0]
         if not isinstance(batch, int):
             return whole(variables, x)
-        size = cached_samples(self, variables, x)
+        size = min(cached_samples(self, variables, x))
         if batch <= size:
             return whole(variables, x)
         return jax.lax.platform_dependent(variables, x, cpu=pieces, default=whole)

@@ -86,7 +86,7 @@ def test_measured_sizes_up_to_the_batch_are_used_where_they_cost_least_per_sampl
         seconds=np.asarray([[3.0, 8.0, 40.0], [3.0, 10.0, 20.0]]),
         full_seconds=np.asarray([6.0, 18.0, 60.0]),
         call_seconds=0.0,
-        piece=64,
+        pieces=(64, 64),
     )
     buckets = measured_buckets(latency, 64)
     assert buckets.regular == (16, 64)

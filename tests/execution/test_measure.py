@@ -81,7 +81,7 @@ def _with_parts(bench: Bench, parts) -> Bench:
         seconds=np.asarray(parts)[:, None],
         full_seconds=np.asarray([1.0]),
         call_seconds=0.0,
-        piece=3,
+        pieces=(3, 3, 3),
     )
     vars(other).update(vars(bench), latency=latency)
     return other

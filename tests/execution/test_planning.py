@@ -35,7 +35,7 @@ def table(costs: Device, work=FLOPS) -> StageLatency:
         seconds=fixed + parts,
         full_seconds=fixed + parts.sum(0),
         call_seconds=fixed,
-        piece=SIZES[-1],
+        pieces=(SIZES[-1],) * 3,
     )
 
 

@@ -55,7 +55,7 @@ def _in_pieces_of_four() -> StageLatency:
         seconds=np.asarray([[2.0, 3.0, 4.0, 6.0], [4.0, 6.0, 8.0, 12.0], [6.0, 9.0, 12.0, 18.0]]),
         full_seconds=np.asarray([12.0, 18.0, 24.0, 36.0]),
         call_seconds=0.0,
-        piece=4,
+        pieces=(4, 4, 4),
     )
 
 

@@ -16,7 +16,9 @@ from replay import exit_probs, replay_network, streamed
 
 from eenet_jax import networks
 from eenet_jax.errors import InputError
+from eenet_jax.execution import lane
 from eenet_jax.execution.buckets import default_buckets
+from eenet_jax.execution.carry_over import carried_over
 from eenet_jax.execution.compacted import compacted
 from eenet_jax.execution.decision import Answers
 from eenet_jax.execution.host_compacted import HostCompacted
@@ -152,8 +154,18 @@ def test_jitted_strategies_agree_from_the_same_logits(name, kind, rows):
 @given(data=st.data())
 def test_survivors_of_pieces_are_all_answered(exits, data):
     """Whatever waits behind the exits, and however many exits there are."""
+    _check_leaving_at(exits, data, _pieces_of_four(exits))
+
+
+@pytest.mark.parametrize("pieces", [(2, 4, 8), (8, 4, 2), (3, 2, 7, 4), (1, 13, 1, 5)])
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_every_stage_may_have_pieces_of_its_own(pieces, data):
+    _check_leaving_at(len(pieces), data, _own_pieces(pieces))
+
+
+def _check_leaving_at(exits: int, data, strategies) -> None:
     leave = data.draw(st.lists(st.integers(0, exits - 1), min_size=13, max_size=13))
-    strategies = _pieces_of_four(exits)
     logits = np.zeros((len(leave), exits, CLASSES), np.float32)
     for row, k in enumerate(leave):
         logits[row, k, row % CLASSES] = 9.0 + row
@@ -164,12 +176,28 @@ def test_survivors_of_pieces_are_all_answered(exits, data):
 
 
 @functools.cache
+def _own_pieces(pieces: tuple[int, ...]):
+    network, policy = _sure_at(len(pieces))
+    compacting = jax.jit(lambda variables, x: carried_over(network, policy, pieces, variables, x))
+    stream = streamed(network, policy, batch_size=pieces[0] + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lane, "suitable_pieces", lambda network, variables, x: pieces)
+        stream(NOTHING, np.zeros((1, len(pieces), CLASSES), np.float32))
+    return compacting, stream
+
+
+@functools.cache
 def _pieces_of_four(exits: int):
+    network, policy = _sure_at(exits)
+    return compacted(network, policy, piece=4), streamed(network, policy, batch_size=4)
+
+
+def _sure_at(exits: int):
+    """A network, and a policy by which a sample leaves where its network is sure of it."""
     network = replay_network(exits, CLASSES)
     thresholds = np.asarray([0.9] * (exits - 1) + [-np.inf], np.float32)
     costs = tuple(float(k + 1) for k in range(exits))
-    policy = MaxProb(budget=2.0, costs=costs, thresholds=thresholds)
-    return compacted(network, policy, piece=4), streamed(network, policy, batch_size=4)
+    return network, MaxProb(budget=2.0, costs=costs, thresholds=thresholds)
 
 
 @pytest.mark.parametrize("name", NAMES)
