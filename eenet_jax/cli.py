@@ -4,11 +4,7 @@ One dataclass a verb; its docstring is the verb's help. The libraries behind a v
 when it runs.
 """
 
-import ast
-import contextlib
 import dataclasses
-import io
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from eenet_jax.arguments import listed, parse, setting
 from eenet_jax.config import ExperimentConfig, find_config
 from eenet_jax.errors import InputError
 
@@ -77,7 +74,7 @@ class Train:
         shown = ["--help"] if self.settings else list(overrides)
         preset = find_config(self.config)
         if self.build:
-            changed = {**preset.network.overrides, **dict(map(_setting, self.build))}
+            changed = {**preset.network.overrides, **dict(map(setting, self.build))}
             network = dataclasses.replace(preset.network, overrides=changed)
             preset = dataclasses.replace(preset, network=network)
         config = parse(ExperimentConfig, shown, f"eenet train {self.config}", default=preset)
@@ -99,7 +96,7 @@ class Predict:
         """Run the verb."""
         from eenet_jax.predictions import predict
 
-        for path in predict(self.run, splits=_listed(self.splits), data_dir=self.data_dir):
+        for path in predict(self.run, splits=listed(self.splits), data_dir=self.data_dir):
             print(f"wrote {path}")
 
 
@@ -163,13 +160,13 @@ class Fit:
             self.predictions,
             self.test,
             ",".join(self.costs),
-            _listed(",".join(self.budgets)) if self.budgets else (),
-            _listed(",".join(self.policies)),
+            listed(",".join(self.budgets)) if self.budgets else (),
+            listed(",".join(self.policies)),
             self.seed,
             self.out,
             confidence=self.confidence,
             max_accuracy_drop=self.max_accuracy_drop,
-            **dict(map(_setting, self.set)),
+            **dict(map(setting, self.set)),
         )
         print_table([self.out])
         print(f"wrote {self.out / 'frontier.csv'} and {self.out / 'policies'}/")
@@ -223,8 +220,8 @@ class Run:
                 self.run,
                 fit=self.fit,
                 policy=self.policy,
-                budgets=None if self.budgets is None else _listed(self.budgets),
-                strategies=_listed(self.strategies),
+                budgets=None if self.budgets is None else listed(self.budgets),
+                strategies=listed(self.strategies),
                 batch_size=self.batch_size,
                 samples=self.samples,
                 repeats=self.repeats,
@@ -278,7 +275,7 @@ class Export:
             policy=self.policy,
             budget=self.budget,
             out=self.out,
-            platforms=_listed(self.platforms),
+            platforms=listed(self.platforms),
         )
         print(f"wrote {self.out}; next: eenet run --bundle {self.out} --inputs FILE.npz")
 
@@ -347,7 +344,7 @@ class Convert:
             self.network,
             out=out,
             dataset=self.dataset,
-            overrides=dict(map(_setting, self.build)),
+            overrides=dict(map(setting, self.build)),
             tokenizer=self.tokenizer,
             data_dir=self.data_dir,
         )
@@ -385,49 +382,6 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 # Verbs that hand the options they don't know to a config.
 WITH_SETTINGS = (Train,)
-
-
-def _listed(text: str) -> tuple[str, ...]:
-    parts = tuple(part.strip() for part in text.split(","))
-    if not all(parts):
-        raise InputError(f"'{text}' has an empty entry: separate the values by single commas")
-    return parts
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise InputError(f"setting '{text}' is no NAME=VALUE, e.g. epochs=100")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-def parse(kind: Callable[..., Any], arguments: Sequence[str], program: str, **options: Any) -> Any:
-    """Parse with tyro; what it finds wrong becomes one line.
-
-    Raises:
-      InputError: an unknown option, a missing one, or a value of another type.
-    """
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=list(arguments), prog=program, **options)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise InputError(f"{_one_line(complaint.getvalue())} (see `{program} --help`)") from None
-
-
-def _one_line(complaint: str) -> str:
-    """What tyro's boxed message says, without the box, its heading and the advice below a rule."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
-    lines = [re.sub(r"[│╭╮╰╯├┤]", " ", line).strip() for line in plain.splitlines()]
-    lines = [line for line in lines if line][1:]
-    body = [line for line in lines if set(line) - set("-─ ")]
-    advice = next((i for i, line in enumerate(body) if line.startswith("For full help")), len(body))
-    return " ".join(body[:advice])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

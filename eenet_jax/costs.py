@@ -9,7 +9,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,33 @@ def count_costs(network: MultiExitNetwork) -> CostTable:
       A table in MMACs; its field `compiler_mflops` has the compiler's own count of floating
       point operations to each exit (None where the compiler gives none).
     """
-    variables = jax.eval_shape(network.init, jax.random.key(0))
-    macs, flops, carry = [], [], network.example()
-    for k in range(network.num_exits):
-        run_stage, run_head = _pieces(network, k)
-        macs += [_traced_macs(run_stage, variables, carry)]
-        flops += [_compiled_flops(run_stage, variables, carry)]
-        carry = jax.eval_shape(run_stage, variables, carry)
-        macs[-1] += _traced_macs(run_head, variables, carry)
-        flops[-1] = _sum(flops[-1], _compiled_flops(run_head, variables, carry))
+    macs, flops = [], []
+    for stage, head in _parts(network):
+        macs.append(count_macs(_traced(*stage)) + count_macs(_traced(*head)))
+        flops.append(_sum(_compiled_flops(*stage), _compiled_flops(*head)))
     return CostTable(
         unit="MMACs",
         costs=tuple(float(total) / 1e6 for total in np.cumsum(macs)),
         extra={"compiler_mflops": _cumulated_mflops(flops)},
     )
+
+
+def count_layers(network: MultiExitNetwork) -> list[int]:
+    """Convolutions and matrix products of each stage and its exit head."""
+    one = {name: lambda _: 1 for name in MACS}
+    return [
+        sum(_total(_traced(run, *given), one) for run, *given in parts) for parts in _parts(network)
+    ]
+
+
+def _parts(network: MultiExitNetwork) -> Iterator[tuple[tuple[Callable, PyTree, PyTree], ...]]:
+    """Of each exit: the stage and the head, each with the shapes of what it is called with."""
+    variables, carry = jax.eval_shape(network.init, jax.random.key(0)), network.example()
+    for k in range(network.num_exits):
+        run_stage, run_head = _pieces(network, k)
+        after = jax.eval_shape(run_stage, variables, carry)
+        yield (run_stage, variables, carry), (run_head, variables, after)
+        carry = after
 
 
 def _pieces(network: StagedNetwork, k: int) -> tuple[Callable, Callable]:
@@ -54,8 +67,8 @@ def _pieces(network: StagedNetwork, k: int) -> tuple[Callable, Callable]:
     )
 
 
-def _traced_macs(run: Callable, variables: PyTree, carry: PyTree) -> int:
-    return count_macs(jax.make_jaxpr(run)(variables, carry).jaxpr)
+def _traced(run: Callable, variables: PyTree, carry: PyTree) -> Any:
+    return jax.make_jaxpr(run)(variables, carry).jaxpr
 
 
 def count_macs(jaxpr: Any) -> int:
@@ -64,22 +77,24 @@ def count_macs(jaxpr: Any) -> int:
     Of a `cond`'s branches the dearest counts; a `scan`'s body counts once for each of its steps,
     a `while`'s once, as nobody knows how often it runs.
     """
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            total += _dot_macs(equation)
-        elif equation.primitive.name == "conv_general_dilated":
-            total += _conv_macs(equation)
-        else:
-            total += _nested_macs(equation)
-    return total
+    return _total(jaxpr, MACS)
 
 
-def _nested_macs(equation: Any) -> int:
-    counts = [count_macs(inner) for inner in _inner_jaxprs(equation)]
+def _total(jaxpr: Any, counts: Mapping[str, Callable[[Any], int]]) -> int:
+    """Sum of what is counted of each operation, by its name."""
+    return sum(
+        counts[equation.primitive.name](equation)
+        if equation.primitive.name in counts
+        else _nested(equation, counts)
+        for equation in jaxpr.eqns
+    )
+
+
+def _nested(equation: Any, counts: Mapping[str, Callable[[Any], int]]) -> int:
+    totals = [_total(inner, counts) for inner in _inner_jaxprs(equation)]
     if equation.primitive.name == "cond":
-        return max(counts)
-    return sum(counts) * (equation.params["length"] if equation.primitive.name == "scan" else 1)
+        return max(totals)
+    return sum(totals) * (equation.params["length"] if equation.primitive.name == "scan" else 1)
 
 
 def _dot_macs(equation: Any) -> int:
@@ -95,6 +110,10 @@ def _conv_macs(equation: Any) -> int:
     outputs = equation.params["dimension_numbers"].rhs_spec[0]
     per_output = int(np.prod(kernel)) // kernel[outputs]
     return int(np.prod(equation.outvars[0].aval.shape)) * per_output
+
+
+MACS = {"dot_general": _dot_macs, "conv_general_dilated": _conv_macs}
+"""Multiply-accumulates of an operation, by its name."""
 
 
 def _inner_jaxprs(equation: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from eenet_jax.errors import InputError
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
 
@@ -39,6 +40,17 @@ def suitable_pieces(network: StagedNetwork, variables: PyTree, x: PyTree) -> tup
     if jax.default_backend() != "cpu":
         return (batch,) * network.num_exits
     return tuple(min(batch, samples) for samples in cached_samples(network, variables, x))
+
+
+def checked_piece(piece: int) -> int:
+    """A size that somebody asked for.
+
+    Raises:
+      InputError: it is not positive.
+    """
+    if piece < 1:
+        raise InputError(f"piece is {piece}: give 1 or more, or None for what suits the device")
+    return piece
 
 
 def cached_samples(network: StagedNetwork, variables: PyTree, x: PyTree) -> tuple[int, ...]:

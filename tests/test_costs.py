@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 from eenet_jax import networks
-from eenet_jax.costs import count_costs, count_macs, measure, measure_latency
+from eenet_jax.costs import count_costs, count_layers, count_macs, measure, measure_latency
 from eenet_jax.errors import InputError
 from eenet_jax.types import CostTable
+
+
+def test_layers_are_convolutions_and_matrix_products():
+    # As many convolutions as a stage is deep, and each head a product.
+    network = networks.build(
+        "cnn", widths=(4, 4, 4), depths=(1, 2, 1), num_classes=3, input_shape=(8, 8, 1)
+    )
+    assert count_layers(network) == [2, 3, 2]
 
 
 def _macs(run, *shapes: tuple[int, ...]) -> int:

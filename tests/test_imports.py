@@ -37,6 +37,7 @@ ORDER = (
     ("execution",),
     ("report",),
     ("demo",),
+    ("arguments",),
     ("cli",),
 )
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}

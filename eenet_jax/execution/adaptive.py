@@ -58,7 +58,7 @@ def run_adaptive(
     """Measure adaptive inference on a run's test samples; writes `FIT/execution.json`.
 
     The latencies of the network's stages are kept in `RUN/stage_latency.json`, and measured
-    anew where that is of another device, other samples or smaller batches.
+    anew where that is of another device, other samples or other batch sizes.
 
     Args:
       run: Folder of the training run.

@@ -15,7 +15,7 @@ from eenet_jax.execution.carry_over import carried_over
 from eenet_jax.execution.decision import Answers, Reached, advance, start
 from eenet_jax.execution.shards import Devices, on_devices
 from eenet_jax.execution.sizes import switch_sizes
-from eenet_jax.pieces import suitable_pieces
+from eenet_jax.pieces import checked_piece, suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -40,9 +40,10 @@ def compacted(
     """
 
     def run(variables: PyTree, x: PyTree) -> Answers:
-        pieces = suitable_pieces(network, variables, x)
-        if piece is not None:
-            pieces = (piece,) * network.num_exits
+        if piece is None:
+            pieces = suitable_pieces(network, variables, x)
+        else:
+            pieces = (checked_piece(piece),) * network.num_exits
         if min(pieces) < jax.tree.leaves(x)[0].shape[0]:
             return carried_over(network, policy, pieces, variables, x)
         return _switched(network, policy, variables, x)

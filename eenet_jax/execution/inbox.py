@@ -4,15 +4,12 @@ import collections
 import threading
 from typing import Any
 
-POLL_SECONDS = 0.1
-
 
 class Inbox:
     """First in, first out; one thread puts, another takes.
 
     Unlike `queue.Queue` it wakes the other thread when that waits and not for every item: whoever
-    puts is woken once half of the room is free, which saves a stream most of what its samples'
-    handling costs.
+    puts is woken once half of the room is free.
 
     Args:
       room: Items that it holds.
@@ -29,12 +26,14 @@ class Inbox:
         while len(self._items) >= self.room and not self._closed:
             # Looked at again once it is clear, for the other may have made room just before.
             self._free.clear()
-            if len(self._items) >= self.room:
-                self._free.wait(POLL_SECONDS)
+            if len(self._items) >= self.room and not self._closed:
+                self._free.wait()
+        if self._closed:
+            return False
         self._items.append(item)
         if not self._some.is_set():
             self._some.set()
-        return not self._closed
+        return True
 
     def take(self) -> Any:
         """The next item.

@@ -23,17 +23,19 @@ class LanePrograms:
       network: The network.
       policy: Fitted for its exits.
       variables: Of the network.
-      x: A batch of such samples; shapes count.
-      batch: How many those are: they are taken in together, rounded up to whole pieces.
+      x: A batch of such samples, as many as are taken in together, which is rounded up to whole
+        pieces; shapes count.
     """
 
-    def __init__(self, network: StagedNetwork, policy: Policy, variables, x: PyTree, batch: int):
+    def __init__(self, network: StagedNetwork, policy: Policy, variables, x: PyTree):
         pieces = suitable_pieces(network, variables, x)
         self._piece, self._variables = pieces[0], variables
-        self.batch = -(-batch // self._piece) * self._piece
+        self.batch = -(-jax.tree.leaves(x)[0].shape[0] // self._piece) * self._piece
         # A batch that arrives, and fewer than a piece behind each exit but the last.
         self.places = self.batch + sum(pieces[1:])
-        self._way = CarryOver(network, policy, pieces, self.places)
+        self._way = CarryOver(
+            network, policy, pieces, self.places, one_begins=self.batch == self._piece
+        )
         self.empty = jax.jit(lambda variables: self._way.empty(variables, x))(variables)
         # Those who wait are given away, so that nobody is copied who doesn't move.
         self._step = jax.jit(self._take_in, donate_argnums=1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from eenet_jax.execution.decision import Answers, Reached, advance, start
 from eenet_jax.execution.shards import Devices, on_devices
-from eenet_jax.pieces import in_pieces, suitable_pieces
+from eenet_jax.pieces import checked_piece, in_pieces, suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -61,7 +61,10 @@ def _by_pieces(
         return answers
 
     def by_pieces(variables: PyTree, x: PyTree) -> Answers:
-        size = piece or min(suitable_pieces(network, variables, x))
+        if piece is None:
+            size = min(suitable_pieces(network, variables, x))
+        else:
+            size = checked_piece(piece)
         return in_pieces(run, size)(variables, x)
 
     return on_devices(by_pieces, devices)

@@ -2,7 +2,8 @@
 
 Samples are taken to be independent, each reaching stage k with the probability that the exit
 rates give, so that of a batch a binomial number reaches it; times are means over that number.
-Gathering survivors is left out, and what a device may lose in a conditional.
+Gathering survivors is left out, and what a device may lose in a conditional; so is what a stage
+gains by a piece of its own that is larger than the network's, as stages are timed in the latter.
 """
 
 import dataclasses

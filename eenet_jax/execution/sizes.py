@@ -7,10 +7,10 @@ MULTIPLE = 8
 
 
 def switch_sizes(batch: int) -> tuple[int, ...]:
-    """Sizes, rising, that survivors of a batch are gathered into; the last is the batch itself.
+    """Sizes, rising, that survivors are gathered into; the last holds all that there can be.
 
     Args:
-      batch: Samples.
+      batch: Samples that there can be: a batch, or a piece of one.
     """
     # Few samples are worth telling apart, and of many only eights.
     step = min(MULTIPLE, max(1, batch // 8))

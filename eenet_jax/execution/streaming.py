@@ -131,9 +131,7 @@ class Stream:
         """An empty lane for samples like this one."""
         if key not in self._programs:
             alone = jax.tree.map(lambda leaf: leaf[None].repeat(self.batch_size, 0), x)
-            self._programs[key] = LanePrograms(
-                self._network, self._policy, self._variables, alone, self.batch_size
-            )
+            self._programs[key] = LanePrograms(self._network, self._policy, self._variables, alone)
         return Lane(self._programs[key], answer)
 
     def answers(self, samples: Iterable[Any]) -> list[Result]:

@@ -16,6 +16,7 @@ from eenet_jax.types import Array
 SMALLEST_LABELLED_SHARE = 0.07
 PANELS_ABREAST = 2
 SMALLEST_DEVIATION = 1e-9
+WIDE_BARS = 2  # Strategies beside one another.
 
 
 def exit_rates(sources: Sources, subject: str) -> Figure:
@@ -190,10 +191,14 @@ def _draw_speed(axes: Axes, sources: Sources, entries: Sequence[Mapping[str, Any
             at, mean, 0.92 * width, yerr=deviation, color=STRATEGY_COLORS.get(strategy, "#009E73"),
             label=strategy, ecolor=INK, capsize=2,
         )  # fmt: skip
-        names = [f"{value:.{1 if value >= 1 else 2}f}" if value > 0 else "" for value in mean]
+        names = [f"{value:.2f}" if value > 0 else "" for value in mean]
         # The white ground keeps the figures readable where the line of the ideal passes behind.
         ground = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        axes.bar_label(bars, names, padding=2, fontsize=8, color=INK, zorder=6, bbox=ground)
+        # Upright where bars are narrower than what is written above them.
+        turned = 90 if len(strategies) > WIDE_BARS else 0
+        axes.bar_label(
+            bars, names, padding=3, fontsize=8, color=INK, zorder=6, bbox=ground, rotation=turned
+        )
     adaptive = [entry for entry in entries if entry["strategy"] in strategies]
     ideal, _ = _by_budget(sources, adaptive, "ideal_speedup")
     axes.hlines(ideal, places - 0.45, places + 0.45, color=INK, linewidth=1.8, label="ideal")

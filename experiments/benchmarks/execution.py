@@ -11,9 +11,11 @@ each) and hard (20, 30 and 50 %). `--runs` adds trained networks with their own 
 fitted policies. BATCHES are sizes separated by commas, 1,8,64,256 unless given. Everything is timed
 in turn, pass by pass, in one process; the medians count. PyTorch (extra `torch`) runs the same
 network with the same weights, in the memory layout that suits it, once in full and once on the
-survivors alone. `--samples` is how many there are of each network (of batches of 1 and 8 fewer are
-timed). `--rows` keeps what was measured in a file, as it is measured, beside earlier rows of other
-networks, batch sizes and mixes on the same device, and the tables are of all of them.
+survivors alone. `--strategies` leaves others out; predictions are made where "auto" is among them,
+for they take a table of latencies. `--samples` is how many there are of each network (of batches of
+1 and 8 fewer are timed). `--rows` keeps what was measured in a file, as it is measured, beside
+earlier rows of other networks, batch sizes and mixes on the same device, and the tables are of all
+of them.
 
 The last line is JSON with every figure by name.
 """
@@ -34,13 +36,13 @@ from execution_cases import MIXES, Case, fresh, rows_of, trained
 from execution_tables import planning_table, realised_table, speed_table, validation_table
 
 from eenet_jax.artifacts import read_json, write_json
-from eenet_jax.costs import count_costs
+from eenet_jax.costs import count_costs, count_layers
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.latency import load_stage_latency
 from eenet_jax.execution.masked import masked
 from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement
-from eenet_jax.execution.planning import H100, TPU_V5E, fit_device
+from eenet_jax.execution.planning import H100, H100_TF32, TPU_V5E, fit_device
 from eenet_jax.execution.prediction import Measured, predictions, validate
 from eenet_jax.policies.max_prob import MaxProb
 from eenet_jax.report.report import update_readme
@@ -56,6 +58,7 @@ BATCHES = "1,8,64,256"
 FEWER = {1: 48, 8: 96}
 """Samples timed in a pass, by batch size, where not all are: about a second's worth."""
 FORWARD_BATCH = 128
+PLANNED_BATCHES = (64, 256, 1024, 4096)
 
 
 class Torch:
@@ -270,11 +273,11 @@ def plans(
         "model": float(np.median([abs(row.relative_error) for row in model])),
     }
     lines = []
-    for device in (TPU_V5E, H100):
+    layers = count_layers(case.network)
+    for device in (TPU_V5E, H100_TF32, H100):
+        there = device.table(flops, (*latency.sizes, *PLANNED_BATCHES), layers)
         for mix, shares in MIXES.items():
-            found = predictions(
-                device.table(flops, latency.sizes), shares, (64, 256, 1024), (*names, "full")
-            )
+            found = predictions(there, shares, PLANNED_BATCHES, (*names, "full"))
             lines += [(device.name, mix, row) for row in found]
     return validation_table(mixes, table), planning_table(lines), errors
 
@@ -303,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*", default=["resnet56_3", "minilm"])
     parser.add_argument("--runs", nargs="*", default=[])
-    parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES))
+    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--rows", type=Path)
@@ -323,11 +326,13 @@ def main() -> None:
                 figures["forward_seconds"] = forward_figures(case, given.repeats)
                 print(figures["forward_seconds"], flush=True)
             asked = (batch_sizes, given.strategies, given.repeats)
+            own = []
             for measured in measure_case(case, *asked, kept):
+                own += measured
                 rows = _with_earlier(given.rows, [*rows, *measured])
             latencies[case.name] = read_json(kept, "stages' latencies")
             if what == "resnet56_3" and "auto" in given.strategies:
-                planned = plans(case, rows, kept)
+                planned = plans(case, own, kept)
                 figures["prediction_errors"] = planned[-1]
     for figure in ("realised_over_ideal", "speedup", "samples_per_second"):
         figures[f"{figure}_by_network"] = by_names(rows, figure)

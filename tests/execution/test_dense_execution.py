@@ -7,6 +7,7 @@ import pytest
 from jaxtyping import Array, Float
 from replay import streamed
 
+from eenet_jax import pieces
 from eenet_jax.dense import all_image_means
 from eenet_jax.execution.buckets import default_buckets
 from eenet_jax.execution.compacted import compacted
@@ -73,17 +74,27 @@ POLICIES = (
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 @pytest.mark.parametrize(
-    "strategy", ["masked", "compacted", "in pieces", "host_compacted", "streaming"]
+    "strategy",
+    [
+        "masked",
+        "compacted",
+        "in pieces",
+        "host_compacted",
+        "host_compacted in pieces",
+        "streaming",
+    ],
 )
-def test_images_leave_where_the_simulation_says(images, simulated, policy, strategy):
+def test_images_leave_where_the_simulation_says(images, simulated, policy, strategy, monkeypatch):
     logits, probs, measures = simulated
+    if strategy == "host_compacted in pieces":
+        monkeypatch.setattr(pieces, "CACHE_BYTES", 1)
     run = {
         "masked": lambda: masked(NETWORK, policy),
         "compacted": lambda: compacted(NETWORK, policy),
         "in pieces": lambda: compacted(NETWORK, policy, piece=4),
         "host_compacted": lambda: HostCompacted(NETWORK, policy, default_buckets(EXITS, IMAGES)),
         "streaming": lambda: streamed(NETWORK, policy, batch_size=8),
-    }[strategy]()
+    }[strategy.removesuffix(" in pieces") if "host" in strategy else strategy]()
     answers = run(NOTHING, images)
     wanted = policy.decide(probs, measures)
     assert len(np.unique(wanted)) > 1

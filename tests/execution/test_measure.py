@@ -202,9 +202,11 @@ def test_latencies_of_stages_are_measured_once_for_a_device(run):
     assert load_stage_latency(path).device == kept.device
     adaptive.run_adaptive(run, budgets=["1.5"], batch_size=9, **options)
     assert load_stage_latency(path).sizes == (1, 2, 4, 8, 9)
-    # Who chooses nothing by them asks for no more than the ideal needs.
-    path.unlink()
+    # Who chooses nothing by them asks for no more than the ideal needs, and keeps what there is.
     options["strategies"] = ("masked",)
+    adaptive.run_adaptive(run, budgets=["1.5"], batch_size=7, **options)
+    assert load_stage_latency(path).sizes == (1, 2, 4, 7, 8, 9)
+    path.unlink()
     adaptive.run_adaptive(run, budgets=["1.5"], batch_size=9, **options)
     assert load_stage_latency(path).sizes == (9,)
 

@@ -6,9 +6,11 @@ import math
 import numpy as np
 import pytest
 
+from eenet_jax import networks
+from eenet_jax.costs import count_costs, count_layers
 from eenet_jax.errors import InputError
 from eenet_jax.execution.latency import StageLatency
-from eenet_jax.execution.planning import H100, TPU_V5E, Device, fit_device
+from eenet_jax.execution.planning import H100, H100_TF32, TPU_V5E, Device, fit_device
 from eenet_jax.execution.prediction import STRATEGIES, predict
 
 FLOPS = (1e6, 2e6, 3e6)
@@ -48,6 +50,15 @@ def test_a_table_is_launch_read_and_work_by_hand():
     )
     np.testing.assert_allclose(found.full_seconds * 1e3, [10.5, 28.5], rtol=1e-12)
     assert found.call_seconds == pytest.approx(1.5e-3)
+
+
+def test_layers_cost_by_themselves_where_each_is_started():
+    found = device(layer_seconds=1e-3).table(FLOPS, (4,), (5, 0, 2))
+    plain = device().table(FLOPS, (4,))
+    np.testing.assert_allclose(found.seconds - plain.seconds, [[5e-3], [0], [2e-3]], atol=1e-12)
+    assert found.full_seconds[0] - plain.full_seconds[0] == pytest.approx(7e-3)
+    with pytest.raises(InputError, match=r"stage_layers \[5\] are not one count for each of 3"):
+        device(layer_seconds=1e-3).table(FLOPS, (4,), (5,))
 
 
 def test_a_device_is_recovered_from_its_own_table():
@@ -99,6 +110,17 @@ def test_presets_come_from_data_sheets():
     # 3.5 million weights of two bytes take 8.64 µs to read at 819 GB/s.
     assert TPU_V5E.half_work / TPU_V5E.peak_flops == pytest.approx(8.642e-6, rel=1e-3)
     assert H100.half_work / H100.peak_flops == pytest.approx(2.113e-6, rel=1e-3)
+
+
+def test_an_h100_takes_about_as_long_as_was_measured():
+    network = networks.build("resnet56_3")
+    layers = count_layers(network)
+    assert layers == [33, 32, 29]
+    flops = (2e6 * np.diff([0.0, *count_costs(network).costs])).tolist()
+    found = H100_TF32.table(flops, (64, 128), layers).full_seconds
+    assert found[0] == pytest.approx(3.55e-3, rel=0.15)
+    # Narrow layers gain less by a larger batch than the model says.
+    assert found[1] == pytest.approx(4.09e-3, rel=0.25)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,20 @@ def test_compacted_in_pieces_runs_whole_ones_and_a_smaller_last():
     assert found == pytest.approx(0.75 * 2 * 4.0 / 6)
 
 
+def test_stages_run_on_pieces_of_their_own():
+    latency = dataclasses.replace(_in_pieces_of_four(), pieces=(4, 8, 2))
+    # Within programs: 4 take the first stage 3 s, 8 the second 12, 2 the third 4.5 as 8 take 18.
+    assert predict(latency, (0.0, 0.0, 1.0), 8, "streaming") == pytest.approx((6 + 12 + 18) / 8)
+    assert predict(latency, (0.0, 0.5, 0.5), 8, "streaming") == pytest.approx((6 + 12 + 9) / 8)
+    assert predict(latency, (0.0, 0.0, 1.0), 8, "compacted") == pytest.approx((6 + 12 + 18) / 8)
+    # Everybody goes through the second stage at once.
+    assert predict(latency, (0.0, 1.0, 0.0), 8, "compacted") == pytest.approx((6 + 12) / 8)
+    assert latency.piece == 2
+    for wrong in ((4, 8), (4, 8, 0)):
+        with pytest.raises(InputError, match="are not one for each of 3 stages: measure again"):
+            dataclasses.replace(latency, pieces=wrong)
+
+
 def test_masked_agrees_with_simulation():
     batch, runs = 6, 40_000
     exits = np.random.default_rng(0).choice(3, size=(runs, batch), p=RATES)
@@ -219,12 +233,12 @@ def _json(folder):
 
 
 def test_a_table_is_kept_as_json(tmp_path):
-    latency = table((2, 8), **COSTLY)
+    latency = dataclasses.replace(table((2, 8), **COSTLY), pieces=(2, 8, 4))
     latency.save(tmp_path / "latency.json")
     found = load_stage_latency(tmp_path / "latency.json")
     np.testing.assert_array_equal(found.seconds, latency.seconds)
     np.testing.assert_array_equal(found.full_seconds, latency.full_seconds)
-    assert (found.device, found.sizes) == ("d", (2, 8))
+    assert (found.device, found.sizes, found.pieces) == ("d", (2, 8), (2, 8, 4))
     assert found.call_seconds == latency.call_seconds
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match=r"other.json' is no table of stage latencies"):

@@ -175,6 +175,13 @@ def _check_leaving_at(exits: int, data, strategies) -> None:
         np.testing.assert_array_equal(answers.logits, logits[np.arange(len(leave)), leave])
 
 
+@pytest.mark.parametrize("make", [masked, compacted])
+def test_a_piece_is_at_least_a_sample(make):
+    network, policy = _sure_at(3)
+    with pytest.raises(InputError, match="piece is 0: give 1 or more, or None"):
+        make(network, policy, piece=0)(NOTHING, np.zeros((4, 3, CLASSES), np.float32))
+
+
 @functools.cache
 def _own_pieces(pieces: tuple[int, ...]):
     network, policy = _sure_at(len(pieces))
