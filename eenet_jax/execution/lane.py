@@ -33,9 +33,7 @@ class LanePrograms:
         self.batch = -(-jax.tree.leaves(x)[0].shape[0] // self._piece) * self._piece
         # A batch that arrives, and fewer than a piece behind each exit but the last.
         self.places = self.batch + sum(pieces[1:])
-        self._way = CarryOver(
-            network, policy, pieces, self.places, one_begins=self.batch == self._piece
-        )
+        self._way = CarryOver(network, policy, pieces, self.places, alone=self.batch == 1)
         self.empty = jax.jit(lambda variables: self._way.empty(variables, x))(variables)
         # Those who wait are given away, so that nobody is copied who doesn't move.
         self._step = jax.jit(self._take_in, donate_argnums=1)
