@@ -23,7 +23,10 @@ from eenet_jax.types import PyTree
 
 TRIALS = 3
 WORTH_IT = 0.97
-"""Of the full network's time: a strategy that takes more than this share of it is not picked."""
+"""A strategy that takes more than this share of the full network's time, decisions included, is not
+picked."""
+DECIDING = "full with decisions"
+"""What "full" stands for where it is picked: every exit for everybody, and the policy's answers."""
 TRIED = 2
 """Strategies that are tried, those predicted to be fastest."""
 
@@ -36,7 +39,7 @@ class Choice:
       name: "full", "streaming", or one of `strategies.BATCHED`.
       predicted: Seconds per sample by strategy, from the stages' latencies.
       tried: Seconds per sample by strategy, measured; "full" is the network's own pass, without
-        a policy.
+        a policy, `DECIDING` that with it.
       why: In a line.
       run: The strategy, ready to be called with a batch; None for "streaming".
     """
@@ -62,7 +65,8 @@ def choose_strategy(
     """Pick the fastest strategy for batches like these; never one slower than the full network.
 
     The fastest by prediction are run on the batches in turn with the full network, and the one
-    that took least is picked if it took less than 0.97 of the full network's time.
+    that took least is picked if it took less than 0.97 of what the full network takes for the
+    same answers: its own pass, and the decisions of the policy.
 
     Args:
       network: The network.
@@ -83,10 +87,11 @@ def choose_strategy(
     sizes = [jax.tree.leaves(x)[0].shape[0] for x in batches]
     predicted = {name: predict(latency, exit_rates, sizes[0], name) for name in ("full", *names)}
     adaptive = sorted((n for n in predicted if n != "full"), key=lambda name: predicted[name])
+    made: dict[str, Strategy] = {"full": answered_in_full(network, policy)}
     passes: dict[str, Callable[[], Any]] = {
-        "full": functools.partial(_run_all, jax.jit(network.apply), variables, batches)
+        "full": functools.partial(_run_all, jax.jit(network.apply), variables, batches),
+        DECIDING: functools.partial(_run_all, made["full"], variables, batches),
     }
-    made: dict[str, Strategy] = {}
     for name in adaptive[:TRIED]:
         if name == "streaming":
             stream = ready.get(name) or stream_for(network, variables, policy, batches)
@@ -98,7 +103,6 @@ def choose_strategy(
             assert not isinstance(run, Stream)
             made[name] = run
             passes[name] = functools.partial(_run_all, made[name], variables, batches)
-    made["full"] = answered_in_full(network, policy)
     return _pick(made, predicted, _try(passes, sum(sizes)))
 
 
@@ -140,12 +144,13 @@ def _pick(
     made: Mapping[str, Strategy], predicted: Mapping[str, float], tried: Mapping[str, float]
 ) -> Choice:
     shares = {name: tried[name] / tried["full"] for name in tried if name != "full"}
-    best = min(shares, key=lambda name: shares[name])
+    best = min((name for name in shares if name != DECIDING), key=lambda name: shares[name])
+    worth_it = shares[best] <= WORTH_IT * shares[DECIDING]
     why = f"{best} took {shares[best]:.2f} of the full network's time"
-    if shares[best] > WORTH_IT:
+    if not worth_it:
         why += ", which is not worth it"
     others = [f"{name} {shares[name]:.2f}" for name in sorted(shares) if name != best]
-    name = "full" if shares[best] > WORTH_IT else best
+    name = best if worth_it else "full"
     return Choice(
         name=name,
         predicted=predicted,

@@ -56,7 +56,7 @@ def _choose(monkeypatch, seconds, launch_seconds=0.0, names=("masked", "host_com
 
 SECONDS = {
     "full": 1.0,
-    "full in pieces": 0.95,
+    "full with decisions": 1.0,
     "masked": 0.8,
     "host_compacted": 0.7,
     "streaming": 0.6,
@@ -65,9 +65,11 @@ SECONDS = {
 
 def test_the_one_that_took_least_is_picked_and_answers_as_the_policy_says(monkeypatch):
     choice, tried = _choose(monkeypatch, SECONDS)
-    assert sorted(tried) == ["full", "host_compacted", "masked"]
+    assert sorted(tried) == ["full", "full with decisions", "host_compacted", "masked"]
     assert choice.name == "host_compacted"
-    assert choice.why == "host_compacted took 0.70 of the full network's time; masked 0.80"
+    assert choice.why == (
+        "host_compacted took 0.70 of the full network's time; full with decisions 1.00; masked 0.80"
+    )
     assert choice.run is not None
     answers = choice.run(NOTHING, LOGITS)
     wanted = POLICY.decide(exit_probs(LOGITS))
@@ -86,12 +88,20 @@ def test_the_full_network_is_kept_where_nothing_is_worth_it(monkeypatch, least):
     np.testing.assert_array_equal(answers.exit_index, POLICY.decide(exit_probs(LOGITS)))
 
 
+def test_the_full_network_pays_for_its_decisions_too(monkeypatch):
+    # Slower than the bare pass, and faster than anything else that gives these answers.
+    seconds = dict.fromkeys(SECONDS, 1.01) | {"full": 1.0, "full with decisions": 1.06}
+    assert _choose(monkeypatch, seconds)[0].name != "full"
+    seconds["full with decisions"] = 1.02
+    assert _choose(monkeypatch, seconds)[0].name == "full"
+
+
 def test_those_predicted_to_be_slowest_are_not_tried(monkeypatch):
     names = ("masked", "host_compacted", "compacted", "streaming")
     seconds = SECONDS | {"compacted": 0.5}
     # With cheap calls a stage for every survivor is best, and a stream has no padding at all.
     choice, tried = _choose(monkeypatch, seconds, 1e-6, names)
-    assert set(tried) - {"full"} == {"host_compacted", "streaming"}
+    assert set(tried) - {"full", "full with decisions"} == {"host_compacted", "streaming"}
     assert choice.name == "streaming"
     assert choice.run is None
     # Where calls cost more than anything, one program is.
@@ -122,5 +132,5 @@ def test_texts_of_every_length_that_the_network_takes_are_tried():
     choice = choose_strategy(
         network, NOTHING, POLICY, batches, _latency(0.0), RATES, names=("streaming",)
     )
-    assert choice.tried.keys() == {"full", "streaming"}
+    assert choice.tried.keys() == {"full", "full with decisions", "streaming"}
     assert min(choice.tried.values()) > 0
