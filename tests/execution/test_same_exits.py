@@ -149,27 +149,19 @@ def test_jitted_strategies_agree_from_the_same_logits(name, kind, rows):
     check_agreement(policy, POOL[rows], *strategies)
 
 
-@pytest.mark.parametrize("exits", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "pieces", [(4,) * 2, (4,) * 3, (4,) * 4, (4,) * 5, (2, 4, 8), (8, 4, 2), (3, 2, 7, 4)], ids=str
+)
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_survivors_of_pieces_are_all_answered(exits, data):
-    """Whatever waits behind the exits, and however many exits there are."""
-    _check_leaving_at(exits, data, _pieces_of_four(exits))
-
-
-@pytest.mark.parametrize("pieces", [(2, 4, 8), (8, 4, 2), (3, 2, 7, 4), (1, 13, 1, 5)])
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_every_stage_may_have_pieces_of_its_own(pieces, data):
-    _check_leaving_at(len(pieces), data, _own_pieces(pieces))
-
-
-def _check_leaving_at(exits: int, data, strategies) -> None:
+def test_survivors_of_pieces_are_all_answered(pieces, data):
+    """Whatever waits behind the exits, however many there are, and on whatever a stage runs."""
+    exits = len(pieces)
     leave = data.draw(st.lists(st.integers(0, exits - 1), min_size=13, max_size=13))
     logits = np.zeros((len(leave), exits, CLASSES), np.float32)
     for row, k in enumerate(leave):
         logits[row, k, row % CLASSES] = 9.0 + row
-    for run in strategies:
+    for run in _in_pieces(pieces):
         answers = run(NOTHING, logits)
         np.testing.assert_array_equal(answers.exit_index, leave)
         np.testing.assert_array_equal(answers.logits, logits[np.arange(len(leave)), leave])
@@ -183,7 +175,7 @@ def test_a_piece_is_at_least_a_sample(make):
 
 
 @functools.cache
-def _own_pieces(pieces: tuple[int, ...]):
+def _in_pieces(pieces: tuple[int, ...]):
     network, policy = _sure_at(len(pieces))
     compacting = jax.jit(lambda variables, x: carried_over(network, policy, pieces, variables, x))
     stream = streamed(network, policy, batch_size=pieces[0] + 1)
@@ -191,12 +183,6 @@ def _own_pieces(pieces: tuple[int, ...]):
         patch.setattr(lane, "suitable_pieces", lambda network, variables, x: pieces)
         stream(NOTHING, np.zeros((1, len(pieces), CLASSES), np.float32))
     return compacting, stream
-
-
-@functools.cache
-def _pieces_of_four(exits: int):
-    network, policy = _sure_at(exits)
-    return compacted(network, policy, piece=4), streamed(network, policy, batch_size=4)
 
 
 def _sure_at(exits: int):

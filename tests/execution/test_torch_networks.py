@@ -95,39 +95,38 @@ def test_families_without_a_twin_are_refused():
         twins.torch_network(network, {})
 
 
-def _compacted_as_the_full_pass(twin, x, wanted: np.ndarray) -> None:
-    """Survivors run alone get the full pass's logits of the exits that are wanted of them."""
-    seen = []
+@pytest.mark.parametrize(
+    ("family", "wanted"),
+    [
+        ("resnet", [0, 2, 1, 2, 0, 1]),
+        ("resnet", [0] * 6),
+        ("resnet", [2] * 6),
+        ("resnet", [1, 0, 1, 1, 0, 0]),
+        ("bert", [1, 0, 2, 1, 2]),
+    ],
+    ids=str,
+)
+def test_survivors_run_alone_get_the_logits_of_the_full_pass(family, wanted):
+    if family == "bert":
+        network, x = build("bert", **BERT), _texts()
+    else:
+        network = build("resnet", input_shape=(8, 8, 3), num_classes=5, **RESNETS["basic"])
+        x = _images(network)
+    twin, given = twins.torch_network(network, _drawn(network)), twins.torch_input(x)
+    exits_wanted, seen = torch.tensor(wanted), []
 
     def decide(k, probs):
         with_all = torch.stack(logits).softmax(-1)[: k + 1, rows[-1]]
         torch.testing.assert_close(probs, with_all)
         seen.append(k)
-        leaves = torch.tensor(wanted)[rows[-1]] == k
+        leaves = exits_wanted[rows[-1]] == k
         rows.append(rows[-1][~leaves])
         return leaves
 
     with torch.inference_mode():
-        logits, rows = twin.full(x), [torch.arange(len(wanted))]
-        answers, exits = twins.compacted(twin, decide, x)
-        expected = torch.stack(logits)[torch.tensor(wanted), torch.arange(len(wanted))]
-    assert exits.tolist() == wanted.tolist()
-    assert seen == list(range(min(wanted.max() + 1, twin.num_exits - 1)))
+        logits, rows = twin.full(given), [torch.arange(len(wanted))]
+        answers, exits = twins.compacted(twin, decide, given)
+        expected = torch.stack(logits)[exits_wanted, torch.arange(len(wanted))]
+    assert exits.tolist() == wanted
+    assert seen == list(range(min(max(wanted) + 1, twin.num_exits - 1)))
     torch.testing.assert_close(answers, expected)
-
-
-@pytest.mark.parametrize(
-    "wanted", [[0, 2, 1, 2, 0, 1], [0] * 6, [2] * 6, [1, 0, 1, 1, 0, 0]], ids=str
-)
-def test_compacted_images_get_the_answers_of_the_full_pass(wanted):
-    network = build("resnet", input_shape=(8, 8, 3), num_classes=5, **RESNETS["basic"])
-    twin = twins.torch_network(network, _drawn(network))
-    x = twins.torch_input(_images(network))
-    _compacted_as_the_full_pass(twin, x, np.asarray(wanted))
-
-
-def test_compacted_texts_get_the_answers_of_the_full_pass():
-    network = build("bert", **BERT)
-    twin = twins.torch_network(network, _drawn(network))
-    x = twins.torch_input(_texts())
-    _compacted_as_the_full_pass(twin, x, np.array([1, 0, 2, 1, 2]))
