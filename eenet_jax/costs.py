@@ -168,19 +168,50 @@ def measure(run: Callable[[], Any], repeats: int = 7, limit_s: float = math.inf)
     Raises:
       InputError: `repeats` is not positive.
     """
-    if repeats < 1:
-        raise InputError(f"repeats is {repeats}: give 1 or more")
+    _check_repeats(repeats)
     jax.block_until_ready(run())
     seconds = []
     while len(seconds) < repeats and sum(seconds) < limit_s:
         start = time.perf_counter()
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - start)
+    return _timing(seconds)
+
+
+def measure_in_turn(
+    runs: Mapping[str, Callable[[], object]], repeats: int = 7
+) -> dict[str, Timing]:
+    """Time several calls beside one another, turn by turn, after a turn that warms up.
+
+    Args:
+      runs: The calls, by name; each returns when its work is done, and not before.
+      repeats: Timed turns.
+
+    Raises:
+      InputError: `repeats` is not positive.
+    """
+    _check_repeats(repeats)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _timing(taken) for name, taken in seconds.items()}
+
+
+def _timing(seconds: Sequence[float]) -> Timing:
     return Timing(
         median_s=statistics.median(seconds),
         spread_s=max(seconds) - min(seconds),
         repeats=len(seconds),
     )
+
+
+def _check_repeats(repeats: int) -> None:
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}: give 1 or more")
 
 
 def measure_latency(

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from eenet_jax import networks
-from eenet_jax.costs import count_costs, count_layers, count_macs, measure, measure_latency
+from eenet_jax.costs import (
+    count_costs,
+    count_layers,
+    count_macs,
+    measure,
+    measure_in_turn,
+    measure_latency,
+)
 from eenet_jax.errors import InputError
 from eenet_jax.types import CostTable
 
@@ -133,3 +140,17 @@ def test_a_call_is_warmed_up_once_and_then_timed():
     assert timing.repeats == 3
     assert timing.median_s >= 0
     assert timing.spread_s >= 0
+
+
+def test_calls_are_timed_turn_by_turn_after_one_that_warms_up():
+    calls = []
+    runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    found = measure_in_turn(runs, repeats=3)
+    assert calls == list("ab") * 4
+    for timing in found.values():
+        assert timing.repeats == 3
+        assert timing.spread_s >= 0
+        assert timing.median_s >= 0
+    assert found.keys() == {"a", "b"}
+    with pytest.raises(InputError, match="repeats is 0: give 1 or more"):
+        measure_in_turn(runs, repeats=0)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import functools
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import jax
 
+from eenet_jax.costs import measure_in_turn
 from eenet_jax.errors import InputError
 from eenet_jax.execution.latency import StageLatency
 from eenet_jax.execution.masked import answered_in_full
@@ -130,14 +129,8 @@ def stream_for(
 
 def _try(passes: Mapping[str, Callable[[], Any]], count: int) -> dict[str, float]:
     """Seconds per sample, pass by pass in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in passes}
-    for turn in range(TRIALS + 1):
-        for name, run in passes.items():
-            began = time.perf_counter()
-            run()
-            if turn:  # The first turn compiles.
-                seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) / count for name, times in seconds.items()}
+    found = measure_in_turn(passes, TRIALS)
+    return {name: timing.median_s / count for name, timing in found.items()}
 
 
 def _pick(

@@ -21,11 +21,10 @@ The last line is JSON with every figure by name.
 """
 
 import argparse
+import contextlib
 import json
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from execution_cases import MIXES, Case, fresh, rows_of, trained
 from execution_tables import planning_table, realised_table, speed_table, validation_table
 
 from eenet_jax.artifacts import read_json, write_json
-from eenet_jax.costs import count_costs, count_layers
+from eenet_jax.costs import count_costs, count_layers, measure, measure_in_turn
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.latency import load_stage_latency
@@ -79,7 +78,7 @@ class Torch:
     def _seconds(self, twin: Any, x: PyTree, channels_last: bool) -> float:
         given = torch_networks.torch_input(x, channels_last=channels_last)
         with torch.inference_mode():
-            return _median(lambda: _waited(twin, given), 3)
+            return measure(lambda: _waited(twin, given), 3).median_s
 
     def batches(self, batches: Sequence[PyTree]) -> list[Any]:
         """As PyTorch takes them."""
@@ -102,17 +101,10 @@ class Torch:
         def survivors() -> None:
             for x, leaving in zip(given, exits, strict=True):
                 torch_networks.compacted(self.twin, _decider(leaving), x)
+            torch_networks.wait()
 
-        seconds: dict[str, list[float]] = {"torch_full": [], "torch_compacted": []}
         with torch.inference_mode():
-            for turn in range(repeats + 1):
-                for name, run in (("torch_full", full), ("torch_compacted", survivors)):
-                    began = time.perf_counter()
-                    run()
-                    torch_networks.wait()
-                    if turn:
-                        seconds[name].append(time.perf_counter() - began)
-        return {name: statistics.median(times) for name, times in seconds.items()}
+            return _medians({"torch_full": full, "torch_compacted": survivors}, repeats)
 
 
 def _waited(twin: Any, x: Any) -> None:
@@ -134,14 +126,8 @@ def _decider(exits: np.ndarray) -> Callable[[int, Any], Any]:
     return decide
 
 
-def _median(call: Any, repeats: int) -> float:
-    call()
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+def _medians(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    return {name: timing.median_s for name, timing in measure_in_turn(calls, repeats).items()}
 
 
 def measure_case(
@@ -225,15 +211,8 @@ def forward_figures(case: Case, repeats: int) -> dict[str, float]:
             )
             given = torch_networks.torch_input(x, channels_last=channels_last)
             calls[f"torch_{layout}"] = lambda twin=twin, given=given: _waited(twin, given)
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    with torch.inference_mode() if torch is not None else jax.checking_leaks(False):
-        for turn in range(repeats + 1):
-            for name, call in calls.items():
-                began = time.perf_counter()
-                call()
-                if turn:
-                    seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    with torch.inference_mode() if torch is not None else contextlib.nullcontext():
+        return _medians(calls, repeats)
 
 
 def by_names(rows: Sequence[Mapping[str, Any]], figure: str) -> dict[str, Any]:
