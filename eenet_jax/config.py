@@ -143,7 +143,11 @@ class TrainingConfig:
       nesterov: Whether SGD's momentum is Nesterov's.
       weight_decay: L2 coefficient for SGD, decoupled for AdamW.
       clip_norm: Greatest norm of the whole gradient; 0 for no clipping.
+      reference_batch_size: Where it isn't 0, `learning_rate` is meant for batches of so many
+        samples, and grows and shrinks with `data.batch_size` (Goyal et al. 2017, section 2.1).
       loss_weights: Exit k's weight: "linear" (∝ k) or "uniform"; they sum to 1.
+      label_smoothing: ε: so much of each target is spread evenly over all classes (Szegedy et al.
+        2016, section 7).
       distillation_weight: α of late self-distillation from the last exit; 0 for none. The
         published 0.01 is divided by the number of classes, so 0.001 for CIFAR-10.
       distillation_start: Share of the training after which distillation begins.
@@ -152,6 +156,14 @@ class TrainingConfig:
       keep_checkpoints: The newest that are kept.
       select: Which weights count in the end: the "last", or those of the epoch with the "best"
         validation accuracy at the last exit.
+      ema_decay: Of the moving average of weights and statistics that is evaluated and kept in
+        place of the newest; 0 for none.
+      micro_batches: Parts of a batch that run one after the other, their gradients added up, where
+        memory is short. BatchNorm normalises each part by itself.
+      rematerialise: Whether the backward pass runs every stage again instead of keeping what is
+        inside it: less memory, a third more arithmetic.
+      compute_dtype: Of activations and of the weights' copies that make them. Weights,
+        statistics and losses are float32 always.
     """
 
     epochs: int = 150
@@ -164,17 +176,23 @@ class TrainingConfig:
     nesterov: bool = False
     weight_decay: float = 5e-4
     clip_norm: float = 0.0
+    reference_batch_size: int = 0
     loss_weights: Literal["linear", "uniform"] = "linear"
+    label_smoothing: float = 0.0
     distillation_weight: float = 0.001
     distillation_start: float = 0.75
     distillation_temperature: float = 3.0
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     select: Literal["last", "best"] = "last"
+    ema_decay: float = 0.0
+    micro_batches: int = 1
+    rematerialise: bool = False
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
         _check_types(self, "training.")
-        for name in ("epochs", "checkpoint_every", "keep_checkpoints"):
+        for name in ("epochs", "checkpoint_every", "keep_checkpoints", "micro_batches"):
             _require(
                 getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "give 1 or more"
             )
@@ -182,10 +200,19 @@ class TrainingConfig:
             _require(
                 getattr(self, name) > 0, f"training.{name}", getattr(self, name), "give more than 0"
             )
-        for name in ("weight_decay", "clip_norm", "distillation_weight", "warmup_epochs"):
+        for name in (
+            "weight_decay",
+            "clip_norm",
+            "distillation_weight",
+            "warmup_epochs",
+            "reference_batch_size",
+        ):
             _require(
                 getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "give 0 or more"
             )
+        for name in ("label_smoothing", "ema_decay"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"training.{name}", value, "give 0 or more, and less than 1")
         for name, value in (
             ("momentum", self.momentum),
             ("distillation_start", self.distillation_start),
@@ -220,6 +247,7 @@ class TrainingConfig:
             "schedule": ("step", "cosine", "linear", "poly"),
             "loss_weights": ("linear", "uniform"),
             "select": ("last", "best"),
+            "compute_dtype": ("float32", "bfloat16"),
         }
         for name, known in choices.items():
             value = getattr(self, name)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from eenet_jax import networks
 from eenet_jax.config import ExperimentConfig
@@ -18,7 +19,9 @@ from eenet_jax.training.checkpoint import Checkpoints
 from eenet_jax.training.network import build_network, check_fits
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.run import RunFolder
+from eenet_jax.training.sharding import AXES, make_layout
 from eenet_jax.training.state import create_state
+from eenet_jax.training.step import on_own_samples
 from eenet_jax.types import ExitPredictions, PyTree
 
 MANY_STEPS = 1_000_000
@@ -59,7 +62,8 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
         # The optimizer's shapes are part of the state, whatever its schedule, which must only be
         # long enough for any warm-up.
         made = optimizer(config.training, MANY_STEPS)
-        abstract = jax.eval_shape(lambda: create_state(network.init, made, key))
+        averages = config.training.ema_decay > 0
+        abstract = jax.eval_shape(lambda: create_state(network.init, made, key, averages))
         restored = checkpoints.restore(abstract, network)
     if restored is None:
         first = " (it selects the best epoch, and none has ended)" if best else ""
@@ -101,17 +105,21 @@ def predict_split(
     """
     dense = split.spec.kind == "segmentation"
 
-    @jax.jit
-    def step(variables, batch):
+    def outputs(variables, batch):
         logits = network.apply(variables, inputs.evaluation_inputs(batch, split.spec))
         if dense:
             return summarise(logits, batch["label"])
         return {"probs": jax.nn.softmax(logits)}
 
+    # Of several processes each predicts everything, on its own devices.
+    layout = make_layout(devices=jax.local_devices())
+    step = on_own_samples(outputs, layout, PartitionSpec(None, AXES))
+    variables = jax.device_put(variables, layout.replicated)
+    size = layout.padded(batch_size)
     found, positions, labels, ids = [], [], [], []
-    for batch in pipeline.eval_batches(split, batch_size=batch_size):
+    for batch in pipeline.eval_batches(split, batch_size=size):
         mask = batch["mask"]
-        result = jax.device_get(step(variables, batch))
+        result = jax.device_get(step(variables, layout.placed(batch, size)))
         found.append({name: value[:, mask] for name, value in result.items()})
         positions.append(batch["position"][mask])
         ids.append(batch["id"][mask])

@@ -18,7 +18,7 @@ from eenet_jax.data.builders import cifar_binary
 from eenet_jax.data.builders.cifar_binary import BinaryLayout
 from eenet_jax.data.digits import read_digits
 from eenet_jax.data.labelled_images import LabelledImages
-from eenet_jax.data.split import Batch, DatasetSpec, Format, Split
+from eenet_jax.data.split import Batch, DatasetSpec, Format, Rows, Split, own_rows
 from eenet_jax.data.statistics import channel_statistics
 
 
@@ -34,8 +34,9 @@ class ImageSplit(Split):
     images: UInt8[np.ndarray, "samples height width channels"]
     labels: Int32[np.ndarray, " samples"]
 
-    def gather(self, indices: Int[np.ndarray, " batch"]) -> Batch:
+    def gather(self, indices: Int[np.ndarray, " batch"], rows: Rows | None = None) -> Batch:
         """See `Split.gather`."""
+        indices = own_rows(indices, rows)
         return {
             "image": self.images[indices],
             "label": self.labels[indices],
@@ -43,11 +44,14 @@ class ImageSplit(Split):
         }
 
     def gather_training(
-        self, indices: Int[np.ndarray, " batch"], draw: np.random.Generator
+        self,
+        indices: Int[np.ndarray, " batch"],
+        draw: np.random.Generator,
+        rows: Rows | None = None,
     ) -> Batch:
         """See `Split.gather_training`; augmentation is left to the device."""
         del draw
-        return self.gather(indices)
+        return self.gather(indices, rows)
 
     def take(self, chosen: Int64[np.ndarray, " kept"], split: str) -> "ImageSplit":
         """See `Split.take`."""

@@ -11,6 +11,8 @@ from eenet_jax.data.split import DatasetSpec
 from eenet_jax.types import Array, PyTree
 
 TOKENS = ("input_ids", "attention_mask")
+ON_DEVICE = ("image", "label", "mask", *TOKENS)
+"""What of a batch the steps use; ids and positions stay with the process that reads it."""
 
 
 def training_inputs(

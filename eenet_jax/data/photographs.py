@@ -11,7 +11,7 @@ from jaxtyping import Int, Int64
 from eenet_jax.config import DataConfig
 from eenet_jax.data.jpeg import Scratch
 from eenet_jax.data.resized_crop import draw_crops, evaluation_view, training_view
-from eenet_jax.data.split import Batch, DatasetSpec, Split
+from eenet_jax.data.split import Batch, DatasetSpec, Rows, Split, own_rows
 from eenet_jax.errors import InputError
 
 
@@ -53,13 +53,13 @@ class PhotographSplit(Split):
     store: Store
     random_crops: bool
 
-    def gather(self, indices: Int[np.ndarray, " batch"]) -> Batch:
+    def gather(self, indices: Int[np.ndarray, " batch"], rows: Rows | None = None) -> Batch:
         """See `Split.gather`: centre crops.
 
         Raises:
           InputError: an image is gone or damaged.
         """
-        batch, scratch = self._blank(indices), Scratch()
+        batch, scratch = self._blank(own_rows(indices, rows)), Scratch()
         for place, image in enumerate(self.store.read(batch["id"])):
             batch["label"][place] = image.label
             with _Named(image.name):
@@ -68,7 +68,10 @@ class PhotographSplit(Split):
         return batch
 
     def gather_training(
-        self, indices: Int[np.ndarray, " batch"], draw: np.random.Generator
+        self,
+        indices: Int[np.ndarray, " batch"],
+        draw: np.random.Generator,
+        rows: Rows | None = None,
     ) -> Batch:
         """See `Split.gather_training`: random resized crops, flipped half the time.
 
@@ -76,14 +79,16 @@ class PhotographSplit(Split):
           InputError: an image is gone or damaged.
         """
         if not self.random_crops:
-            return self.gather(indices)
-        batch, scratch = self._blank(indices), Scratch()
+            return self.gather(indices, rows)
+        batch, scratch = self._blank(own_rows(indices, rows)), Scratch()
+        # Drawn for the whole batch, so that a sample's crop is the same whoever reads it.
         drawn = draw_crops(draw, len(indices))
+        attempts, flips = own_rows(drawn.attempts, rows), own_rows(drawn.flips, rows)
         for place, image in enumerate(self.store.read(batch["id"])):
             batch["label"][place] = image.label
-            flip, out = bool(drawn.flips[place]), batch["image"][place]
+            flip, out = bool(flips[place]), batch["image"][place]
             with _Named(image.name):
-                training_view(image.content, drawn.attempts[place], flip, out, scratch)
+                training_view(image.content, attempts[place], flip, out, scratch)
         return batch
 
     def take(self, chosen: Int64[np.ndarray, " kept"], split: str) -> "PhotographSplit":

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from eenet_jax.data.permutation import permutation
 from eenet_jax.data.read_ahead import ReadAhead
-from eenet_jax.data.split import Batch, Split
+from eenet_jax.data.split import Batch, Rows, Split
 from eenet_jax.errors import InputError
 
 _BATCH_ORDER = 2**32  # Beyond every seed, so that the order of batches has a stream of its own.
@@ -36,13 +36,17 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return len(split) // batch_size
 
 
-def train_batches(split: Split, *, batch_size: int, seed: int) -> grain.DatasetIterator[Batch]:
+def train_batches(
+    split: Split, *, batch_size: int, seed: int, rows: Rows | None = None
+) -> grain.DatasetIterator[Batch]:
     """Endless batches, shuffled anew each epoch; what the device augments is not augmented yet.
 
     Args:
       split: What to draw from.
       batch_size: Samples a batch; what is left at an epoch's end is dropped.
       seed: Fixes every epoch's order, and the augmentation done while reading.
+      rows: Which of every batch's samples are wanted, as they would be in the whole batch: one
+        process's share. All by default.
 
     Returns:
       An iterator of what `Split.gather_training` returns. `get_state()` and `set_state()` resume
@@ -53,7 +57,8 @@ def train_batches(split: Split, *, batch_size: int, seed: int) -> grain.DatasetI
     """
     steps = steps_per_epoch(split, batch_size)
     plan = _EpochPlan(split, batch_size, steps, seed)
-    make = functools.partial(_train_batch, split, steps, plan, seed)
+    rows = np.arange(batch_size) if rows is None else rows
+    make = functools.partial(_train_batch, split, steps, plan, seed, rows)
     return _batches(make, sys.maxsize, split.workers)
 
 
@@ -94,19 +99,22 @@ class _EpochPlan:
         return by_bucket[permutation(self._shape[0], self._seed + _BATCH_ORDER, epoch + 1)]
 
 
-def _train_batch(split: Split, steps: int, plan: _EpochPlan, seed: int, step: int) -> Batch:
+def _train_batch(
+    split: Split, steps: int, plan: _EpochPlan, seed: int, rows: Rows, step: int
+) -> Batch:
     epoch, position = divmod(step, steps)
     # A stream of its own for every step: a resumed run draws as the unbroken one would have.
     draw = np.random.Generator(np.random.Philox(key=np.asarray([seed, step], np.uint64)))
-    return split.gather_training(plan.of(epoch)[position], draw)
+    return split.gather_training(plan.of(epoch)[position], draw, rows)
 
 
-def eval_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
+def eval_batches(split: Split, *, batch_size: int, rows: Rows | None = None) -> Iterator[Batch]:
     """Every sample once, in batches of one size: in order, or bucket by bucket.
 
     Args:
       split: What to evaluate on.
       batch_size: Samples a batch. The last one is filled up with copies of its last sample.
+      rows: As in `train_batches`.
 
     Yields:
       What `Split.gather` returns; `position` int64 [batch], the samples' places in the split;
@@ -118,21 +126,26 @@ def eval_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size} must be at least 1")
     # A function of its own, so that bad input raises here and not at the first batch.
-    return _eval_batches(split, batch_size)
+    rows = np.arange(batch_size) if rows is None else rows
+    return _eval_batches(split, batch_size, rows)
 
 
-def _eval_batches(split: Split, batch_size: int) -> Iterator[Batch]:
+def _eval_batches(split: Split, batch_size: int, rows: Rows) -> Iterator[Batch]:
     order = np.arange(len(split))
     if split.buckets is not None:
         order = np.argsort(split.buckets, kind="stable")
-    make = functools.partial(_eval_batch, split, order, batch_size)
+    make = functools.partial(_eval_batch, split, order, batch_size, rows)
     batches = _batches(make, -(-len(split) // batch_size), split.workers)
     # Closed whether or not all are taken: reading processes would wait for somebody to go on.
     with contextlib.closing(batches):
         yield from batches
 
 
-def _eval_batch(split: Split, order: np.ndarray, batch_size: int, number: int) -> Batch:
+def _eval_batch(split: Split, order: np.ndarray, batch_size: int, rows: Rows, number: int) -> Batch:
     places = np.arange(number * batch_size, (number + 1) * batch_size)
     positions = order[np.minimum(places, len(split) - 1)]
-    return {**split.gather(positions), "position": positions, "mask": places < len(split)}
+    return {
+        **split.gather(positions, rows),
+        "position": positions[rows],
+        "mask": (places < len(split))[rows],
+    }

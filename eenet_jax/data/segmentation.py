@@ -14,7 +14,7 @@ from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.config import DataConfig
 from eenet_jax.data.builders import segmentation_tree
 from eenet_jax.data.builders.segmentation_tree import IGNORED, Tree, TreeLayout
-from eenet_jax.data.split import Batch, DatasetSpec, Format, Split, warn_of_counts
+from eenet_jax.data.split import Batch, DatasetSpec, Format, Rows, Split, own_rows, warn_of_counts
 from eenet_jax.data.statistics import channel_statistics
 from eenet_jax.errors import InputError
 
@@ -43,18 +43,21 @@ class SegmentationSplit(Split):
 
     store: Store
 
-    def gather(self, indices: Int[np.ndarray, " batch"]) -> Batch:
+    def gather(self, indices: Int[np.ndarray, " batch"], rows: Rows | None = None) -> Batch:
         """See `Split.gather`."""
-        ids = self.ids[indices]
+        ids = self.ids[own_rows(indices, rows)]
         images, labels = self.store.at(ids)
         return {"image": images, "label": labels, "id": ids}
 
     def gather_training(
-        self, indices: Int[np.ndarray, " batch"], draw: np.random.Generator
+        self,
+        indices: Int[np.ndarray, " batch"],
+        draw: np.random.Generator,
+        rows: Rows | None = None,
     ) -> Batch:
         """See `Split.gather_training`; augmentation is left to the device."""
         del draw
-        return self.gather(indices)
+        return self.gather(indices, rows)
 
     def take(self, chosen: Int64[np.ndarray, " kept"], split: str) -> "SegmentationSplit":
         """See `Split.take`."""

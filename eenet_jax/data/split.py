@@ -85,6 +85,14 @@ class DatasetSpec:
         return f"{self.num_classes} classes, {samples}{shape}"
 
 
+Rows = Int64[np.ndarray, " rows"]
+
+
+def own_rows(values: np.ndarray, rows: Rows | None) -> np.ndarray:
+    """Those of a batch's values, along the first axis, that are wanted."""
+    return values if rows is None else values[rows]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Split(abc.ABC):
     """Samples that can be gathered by their position.
@@ -108,8 +116,12 @@ class Split(abc.ABC):
         return len(self.ids)
 
     @abc.abstractmethod
-    def gather(self, indices: Int[np.ndarray, " batch"]) -> Batch:
+    def gather(self, indices: Int[np.ndarray, " batch"], rows: Rows | None = None) -> Batch:
         """The samples at `indices` (0..len-1, not ids), as they are evaluated.
+
+        Args:
+          indices: Of a batch.
+          rows: Which of them are wanted, as they would be in the whole batch; None for all.
 
         Returns:
           `label` int32 [batch], or [batch, height, width] with -1 where there is none; `id`
@@ -119,7 +131,10 @@ class Split(abc.ABC):
 
     @abc.abstractmethod
     def gather_training(
-        self, indices: Int[np.ndarray, " batch"], draw: np.random.Generator
+        self,
+        indices: Int[np.ndarray, " batch"],
+        draw: np.random.Generator,
+        rows: Rows | None = None,
     ) -> Batch:
         """As `gather`, with that part of the augmentation that belongs to reading a sample."""
 

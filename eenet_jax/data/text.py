@@ -12,7 +12,7 @@ from jaxtyping import Int, Int32, Int64
 from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.config import DataConfig
 from eenet_jax.data.builders.text_files import TextFiles, read_text_files
-from eenet_jax.data.split import Batch, DatasetSpec, Format, Split
+from eenet_jax.data.split import Batch, DatasetSpec, Format, Rows, Split, own_rows
 from eenet_jax.errors import InputError
 
 BUCKET_BOUNDS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -51,12 +51,13 @@ class TextSplit(Split):
         np.maximum.at(widths, _buckets(self.lengths), self.lengths)
         return widths
 
-    def gather(self, indices: Int[np.ndarray, " batch"]) -> Batch:
+    def gather(self, indices: Int[np.ndarray, " batch"], rows: Rows | None = None) -> Batch:
         """See `Split.gather`; padded to the longest text in the bucket of the longest here."""
-        lengths = self.lengths[indices]
-        width = int(self._widths[_buckets(lengths).max()])
+        # The whole batch's width, for every process's rows are a part of one array.
+        width = int(self._widths[_buckets(self.lengths[indices]).max()])
+        indices = own_rows(indices, rows)
         places = np.arange(width)[None]
-        mask = places < lengths[:, None]
+        mask = places < self.lengths[indices][:, None]
         within = np.where(mask, self.starts[indices][:, None] + places, 0)
         return {
             "input_ids": np.where(mask, self.tokens[within], self.pad_id).astype(np.int32),
@@ -66,11 +67,14 @@ class TextSplit(Split):
         }
 
     def gather_training(
-        self, indices: Int[np.ndarray, " batch"], draw: np.random.Generator
+        self,
+        indices: Int[np.ndarray, " batch"],
+        draw: np.random.Generator,
+        rows: Rows | None = None,
     ) -> Batch:
         """See `Split.gather_training`; texts are not augmented."""
         del draw
-        return self.gather(indices)
+        return self.gather(indices, rows)
 
     def take(self, chosen: Int64[np.ndarray, " kept"], split: str) -> "TextSplit":
         """See `Split.take`."""

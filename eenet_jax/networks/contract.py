@@ -5,7 +5,8 @@ Nothing outside this folder knows how a stage is made: everybody else calls
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -19,6 +20,10 @@ from eenet_jax.pieces import cached_samples, in_pieces
 from eenet_jax.types import PyTree
 
 Variables = Mapping[str, Any]
+
+Part = Callable[[Variables, PyTree, jax.Array | None], tuple[Any, Mapping[str, Any]]]
+"""A stage or a head: of its own variables, what it is given and a PRNG key; its result and
+statistics."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,13 +129,13 @@ class MultiExitNetwork:
         Returns:
           The next carry, and the stage's statistics: updated when training, else unchanged.
         """
-        return _run(self.stages[k], f"stage_{k}", variables, carry, train, key)
+        return _run(self.stages[k], train, _own(variables, f"stage_{k}"), carry, key)
 
     def head(
         self, k: int, variables: Variables, carry: PyTree, train: bool, key: jax.Array | None
     ) -> tuple[Float[Array, "batch *dense classes"], Mapping[str, Any]]:
         """Run exit head k (0-based) on the carry after stage k; returns logits and statistics."""
-        return _run(self.heads[k], f"head_{k}", variables, carry, train, key)
+        return _run(self.heads[k], train, _own(variables, f"head_{k}"), carry, key)
 
     def apply(self, variables: Variables, x: PyTree) -> Float[Array, "exits batch *dense classes"]:
         """Logits of every exit in evaluation mode.
@@ -145,7 +150,7 @@ class MultiExitNetwork:
         """
 
         def whole(variables: Variables, x: PyTree) -> Array:
-            return self._forward(variables, x, False, None)[0]
+            return self._forward(variables, x, False, None, _unchanged)[0]
 
         def pieces(variables: Variables, x: PyTree) -> Array:
             samples_first = in_pieces(lambda *given: jnp.swapaxes(whole(*given), 0, 1), size)
@@ -160,21 +165,44 @@ class MultiExitNetwork:
         return jax.lax.platform_dependent(variables, x, cpu=pieces, default=whole)
 
     def apply_train(
-        self, variables: Variables, x: PyTree, key: jax.Array
+        self,
+        variables: Variables,
+        x: PyTree,
+        key: jax.Array,
+        around: Callable[[Part], Part] | None = None,
     ) -> tuple[Float[Array, "exits batch *dense classes"], Mapping[str, Any]]:
-        """Logits of every exit in training mode, and the updated `batch_stats`."""
-        return self._forward(variables, x, True, key)
+        """Logits of every exit in training mode, and the updated `batch_stats`.
 
-    def _forward(self, variables: Variables, carry: PyTree, train: bool, key: jax.Array | None):
+        Args:
+          variables: As made by `init`.
+          x: The input [batch, …].
+          key: PRNG key of dropout.
+          around: What every stage and head is wrapped in, such as `jax.checkpoint`.
+        """
+        return self._forward(variables, x, True, key, around or _unchanged)
+
+    def _forward(
+        self,
+        variables: Variables,
+        carry: PyTree,
+        train: bool,
+        key: jax.Array | None,
+        around: Callable[[Part], Part],
+    ):
         logits, statistics = [], {}
         for k in range(self.num_exits):
             stage_key, head_key = _keys(key, k)
-            carry, stage_stats = self.stage(k, variables, carry, train, stage_key)
-            out, head_stats = self.head(k, variables, carry, train, head_key)
+            stage, head = f"stage_{k}", f"head_{k}"
+            run = around(functools.partial(_run, self.stages[k], train))
+            carry, statistics[stage] = run(_own(variables, stage), carry, stage_key)
+            run = around(functools.partial(_run, self.heads[k], train))
+            out, statistics[head] = run(_own(variables, head), carry, head_key)
             logits.append(out)
-            statistics[f"stage_{k}"] = stage_stats
-            statistics[f"head_{k}"] = head_stats
         return jnp.stack(logits), {name: stats for name, stats in statistics.items() if stats}
+
+
+def _unchanged(part: Part) -> Part:
+    return part
 
 
 def _traced() -> bool:
@@ -202,15 +230,14 @@ def _adopt(variables: dict[str, Any], name: str, made: Variables) -> None:
         variables[collection][name] = tree
 
 
+def _own(variables: Variables, name: str) -> Variables:
+    """The variables of one stage or head."""
+    return {collection: tree[name] for collection, tree in variables.items() if name in tree}
+
+
 def _run(
-    module: nn.Module,
-    name: str,
-    variables: Variables,
-    carry: PyTree,
-    train: bool,
-    key: jax.Array | None,
+    module: nn.Module, train: bool, own: Variables, carry: PyTree, key: jax.Array | None
 ) -> tuple[Any, Mapping[str, Any]]:
-    own = {collection: tree[name] for collection, tree in variables.items() if name in tree}
     statistics = own.get("batch_stats", {})
     if not train:
         return module.apply(own, carry, train=False), statistics

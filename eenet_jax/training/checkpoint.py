@@ -1,20 +1,20 @@
-"""Checkpoints: state, data iterator and metadata together, verified as they are read."""
+"""Checkpoints: state, place in the data and metadata together, verified as they are read."""
 
-import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from eenet_jax.artifacts import sha256_of, write_json
 from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
+from eenet_jax.training.processes import synchronise
 from eenet_jax.training.state import TrainState
 
 FILE_DIGESTS = "sha256.json"
@@ -26,10 +26,10 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 class Checkpoints:
     """The checkpoints of one run, the newest few kept.
 
-    Each holds the training state, the position in the data, JSON metadata with a digest of the
-    state, and a list of its files' digests, so that damage is noticed before anything is read,
-    and never trained on. Orbax writes aside and renames, so that a run killed while it saves
-    leaves the previous one whole.
+    Each holds the training state, the place in the data, JSON metadata, and a list of its files'
+    digests, so that damage is noticed before anything is read, and never trained on. They are
+    written in the background, by all processes together into one folder that all can see; Orbax
+    writes aside and renames, so that a run killed while it saves leaves the previous one whole.
 
     Args:
       folder: Where they lie, one subfolder a step.
@@ -43,20 +43,28 @@ class Checkpoints:
         self._warn = warn
         self._damaged: list[int] = []
         self._orbax: ocp.training.Checkpointer | None = None
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._orbax is not None:
-            self._orbax.close()
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+            if self._orbax is not None:
+                self._orbax.close()
 
     def _writer(self) -> ocp.training.Checkpointer:
         """Opened by the first save: who only reads leaves alone what a training is writing."""
         if self._orbax is None:
             # A damaged one would pass for the newest, and keep its step from being saved again.
-            for step in self._damaged:
-                shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            if jax.process_index() == 0:
+                for step in self._damaged:
+                    shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            synchronise("damaged checkpoints removed")
             self._orbax = ocp.training.Checkpointer(
                 str(self._folder),
                 preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),  # pyright: ignore
@@ -64,25 +72,37 @@ class Checkpoints:
             )
         return self._orbax
 
-    def save(self, state: TrainState, iterator: Any, metadata: Mapping[str, Any]) -> None:
-        """Write a checkpoint named by the state's step; nothing where there is one already.
+    def save(
+        self, state: TrainState, position: Mapping[str, Any], metadata: Mapping[str, Any]
+    ) -> None:
+        """Begin to write a checkpoint named by the state's step, unless there is one.
+
+        Returns as soon as the state is copied: it may be donated then. Where another checkpoint is
+        still being written, that one is waited for.
 
         Args:
           state: To be continued from.
-          iterator: A grain iterator, at the first batch not yet trained on.
+          position: A grain iterator's state, at the first batch not yet trained on.
           metadata: JSON values.
         """
+        self.wait()
         step, writer = int(state.step), self._writer()
         if step in self.steps():
             return
-        parts = {
-            "state": state,
-            "data": iterator,
-            "metadata": {**metadata, "step": step, "digest": digest(state)},
-        }
-        writer.save_checkpointables(step, parts, force=True)
-        folder = self._folder / str(step)
-        write_json(folder / FILE_DIGESTS, file_digests(folder))
+        parts = {"state": state, "metadata": {**metadata, "step": step, "position": dict(position)}}
+        copied = writer.save_checkpointables_async(step, parts, force=True)
+        self._writing = self._background.submit(self._finish, copied, self._folder / str(step))
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _finish(self, copied: Any, folder: Path) -> None:
+        copied.result()
+        if jax.process_index() == 0:
+            write_json(folder / FILE_DIGESTS, file_digests(folder))
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, ascending."""
@@ -106,7 +126,8 @@ class Checkpoints:
         """The newest undamaged checkpoint; the first save then removes the damaged newer ones.
 
         Args:
-          abstract: Shapes and dtypes of the state.
+          abstract: Shapes and dtypes of the state, and where it is to lie, on whatever devices
+            it was written from; on the first device where that isn't said.
           network: That the weights must belong to.
           iterator: Set to the saved position where given.
 
@@ -117,7 +138,7 @@ class Checkpoints:
           InputError: every checkpoint is damaged, or the network is another one.
         """
         steps = self.steps()
-        placed = jax.tree.map(_on_first_device, abstract)
+        placed = jax.tree.map(_placed, abstract)
         for step in reversed(steps):
             found = self._load(step, placed, network, iterator)
             if found is not None:
@@ -135,10 +156,9 @@ class Checkpoints:
             _check_files(folder)
             metadata = ocp.load_checkpointables(str(folder), {"metadata": None})["metadata"]
             _check_network(metadata, network)
-            wanted = {"state": abstract} | ({} if iterator is None else {"data": iterator})
-            state = ocp.load_checkpointables(str(folder), wanted)["state"]
-            if digest(state) != metadata["digest"]:
-                raise ValueError("its weights do not match their digest")
+            state = ocp.load_checkpointables(str(folder), {"state": abstract})["state"]
+            if iterator is not None:
+                iterator.set_state(metadata["position"])
             return state, metadata
         except InputError:
             raise
@@ -161,7 +181,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 def _check_files(folder: Path) -> None:
     """Raise ValueError unless every file is as it was written."""
     described = folder / FILE_DIGESTS
-    # A run killed between Orbax's rename and the list leaves none; the state's digest remains.
+    # A run killed between Orbax's rename and the list leaves none; Orbax's own checks remain.
     if not described.exists():
         return
     expected, found = json.loads(described.read_text()), file_digests(folder)
@@ -170,20 +190,10 @@ def _check_files(folder: Path) -> None:
         raise ValueError(f"{changed[0]} is {'changed' if changed[0] in found else 'missing'}")
 
 
-def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+def _placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     """Said outright, for a checkpoint may be read on other devices than it was written on."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    place = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-
-def digest(state: TrainState) -> str:
-    """SHA-256 over every array of the state, in order."""
-    total = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(state):
-        array = np.asarray(leaf)
-        total.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
-        total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()
 
 
 def describe(network: MultiExitNetwork) -> dict[str, Any]:

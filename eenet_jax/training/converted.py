@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 
 from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig
@@ -98,8 +97,7 @@ def _write(folder: RunFolder, config, made, variables, data_dir: str, source: st
     folder.claim(config, str(Path(data_dir).resolve()))
     folder.keep_tokenizer(config.data)
     state = create_state(lambda _: variables, optimizer(config.training, 1), jax.random.key(0))
-    # A checkpoint has a place in the data; nothing was drawn yet.
-    start = iter(grain.MapDataset.range(1).to_iter_dataset())
+    nothing_drawn = {"next_index": 0}
     with Checkpoints(folder.checkpoints, 1, warn) as checkpoints:
-        checkpoints.save(state, start, {"network": describe(made), "seconds": 0.0})
+        checkpoints.save(state, nothing_drawn, {"network": describe(made), "seconds": 0.0})
     folder.finish({"converted_from": source, "train_seconds": 0.0, "steps": 0})

@@ -19,9 +19,13 @@ class MetricsLog:
     Args:
       folder: Of the run.
       step: That the run continues from; later lines, of a run that was cut off, are dropped.
+      writes: Whether this process writes at all: of several, one does.
     """
 
-    def __init__(self, folder: Path, step: int):
+    def __init__(self, folder: Path, step: int, writes: bool = True):
+        self._board = None
+        if not writes:
+            return
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(self._path) if line["step"] <= step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -31,10 +35,13 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one record, with `step`, `split`, `accuracy` (per exit) and scalars."""
+        if self._board is None:
+            return
         with self._path.open("a", encoding="utf-8") as sink:
             sink.write(json.dumps(line) + "\n")
         step, split = line["step"], line["split"]

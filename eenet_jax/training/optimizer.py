@@ -1,9 +1,23 @@
 """Learning-rate schedules and optimizers."""
 
+import dataclasses
+
 import optax
 
-from eenet_jax.config import TrainingConfig
+from eenet_jax.config import ExperimentConfig, TrainingConfig
 from eenet_jax.errors import InputError
+
+
+def scaled(config: ExperimentConfig) -> TrainingConfig:
+    """The training's settings with the learning rate that belongs to the size of its batches.
+
+    Source: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.1: proportional to it.
+    """
+    training = config.training
+    if not training.reference_batch_size:
+        return training
+    factor = config.data.batch_size / training.reference_batch_size
+    return dataclasses.replace(training, learning_rate=factor * training.learning_rate)
 
 
 def learning_rate(config: TrainingConfig, steps_per_epoch: int) -> optax.Schedule:

@@ -22,6 +22,8 @@ class TrainState:
       params: Of all stages and heads.
       batch_stats: Running statistics of BatchNorm.
       opt_state: Of the optimizer.
+      average: Moving averages of `params` and `batch_stats`, under their names; empty where none
+        are kept.
     """
 
     # Any leaf, as in the other fields: an abstract state holds shapes, a mapped one what came out.
@@ -29,17 +31,19 @@ class TrainState:
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    average: PyTree
 
     @property
     def variables(self) -> dict[str, Any]:
-        """As `MultiExitNetwork.apply` takes them."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """What is evaluated, as `MultiExitNetwork.apply` takes it: the average, if there is one."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(
     start: Callable[[jax.Array], Variables],
     optimizer: optax.GradientTransformation,
     key: jax.Array,
+    averages: bool = False,
 ) -> TrainState:
     """Step 0.
 
@@ -47,11 +51,15 @@ def create_state(
       start: PRNG key → weights, such as `network.init`.
       optimizer: From `training.optimizer`.
       key: For `start`.
+      averages: Whether a moving average is kept.
     """
     variables = start(key)
+    # Copies, for a step donates every array of its state, and none twice.
+    average = jax.tree.map(jnp.array, dict(variables)) if averages else {}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],
         batch_stats=variables["batch_stats"],
         opt_state=optimizer.init(variables["params"]),
+        average=average,
     )

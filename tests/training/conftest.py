@@ -10,6 +10,7 @@ from eenet_jax.training import loop
 from eenet_jax.training import step as steps
 from eenet_jax.training.network import build_network
 from eenet_jax.training.optimizer import optimizer
+from eenet_jax.training.sharding import make_layout
 from eenet_jax.training.state import TrainState, create_state
 
 
@@ -21,8 +22,11 @@ class Compiled:
         made = optimizer(config.training, STEPS_PER_EPOCH)
         total = config.training.epochs * STEPS_PER_EPOCH
         self.network = build_network(config, spec)
-        self.train_step = steps.make_train_step(self.network, made, config, spec, total)
-        self.eval_step = steps.make_eval_step(self.network, config, spec)
+        self.layout = make_layout()
+        self.train_step = steps.make_train_step(
+            self.network, made, config, spec, total, self.layout
+        )
+        self.eval_step = steps.make_eval_step(self.network, config, spec, self.layout)
         self.fresh = create_state(self.network.init, made, jax.random.key(config.seed))
 
     def train(self, out, stop_before=None) -> TrainState:

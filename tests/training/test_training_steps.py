@@ -13,6 +13,7 @@ from eenet_jax.data import augment, datasets, pipeline
 from eenet_jax.training import losses
 from eenet_jax.training.loop import evaluate
 from eenet_jax.training.optimizer import optimizer
+from eenet_jax.training.sharding import make_layout
 from eenet_jax.training.step import make_eval_step, make_train_step
 
 TOTAL_STEPS = 8
@@ -66,7 +67,7 @@ def start(compiled):
 
 def stepper(network, split, config):
     made = optimizer(config.training, 1)
-    return make_train_step(network, made, config, split.spec, TOTAL_STEPS)
+    return make_train_step(network, made, config, split.spec, TOTAL_STEPS, make_layout())
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,13 @@ def test_evaluation_counts_every_sample_once(start, network, split):
     part = dataclasses.replace(
         split, images=split.images[:50], labels=split.labels[:50], ids=split.ids[:50]
     )
-    found = evaluate(make_eval_step(network, config, split.spec), variables, part, 32)
+    found = evaluate(
+        make_eval_step(network, config, split.spec, make_layout()),
+        variables,
+        part,
+        31,
+        make_layout(),
+    )
     images = augment.normalize(part.images, split.spec.mean, split.spec.std)
     logits = np.asarray(jax.jit(network.apply)(variables, images))
     accuracy = (logits.argmax(-1) == part.labels[None]).mean(1)
