@@ -66,9 +66,20 @@ class Train:
     """Settings of the network's builder, as NAME=VALUE, e.g. width=8 stage_blocks=3,3,3."""
     settings: bool = False
     """List the config's settings, and stop."""
+    fsdp: int = 1
+    """Over how many devices the weights are cut; 1 keeps them whole on each."""
+    distributed: bool = False
+    """One of several processes, as the cluster tells: Cloud TPU, Slurm, Open MPI, Kubernetes."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no cluster tells; with the two that follow."""
+    num_processes: int | None = None
+    """How many processes train together."""
+    process_id: int | None = None
+    """This one's number, from 0."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         """Run the verb, with further options for the config."""
+        from eenet_jax.training import processes
         from eenet_jax.training.loop import train
 
         shown = ["--help"] if self.settings else list(overrides)
@@ -78,7 +89,10 @@ class Train:
             network = dataclasses.replace(preset.network, overrides=changed)
             preset = dataclasses.replace(preset, network=network)
         config = parse(ExperimentConfig, shown, f"eenet train {self.config}", default=preset)
-        train(config, self.out or Path("runs") / config.name, self.data_dir)
+        out = self.out or Path("runs") / config.name
+        others = (self.coordinator, self.num_processes, self.process_id)
+        with processes.joined(self.distributed, *others):
+            train(config, out, self.data_dir, fsdp=self.fsdp)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

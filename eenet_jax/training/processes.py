@@ -1,5 +1,8 @@
 """Several processes that train together, one a host: joining, speaking with one voice, leaving."""
 
+import contextlib
+from collections.abc import Iterator
+
 import jax
 from jax.experimental import multihost_utils
 
@@ -9,39 +12,62 @@ HEARTBEAT_SECONDS = 20
 """After so long without a sign of life a process counts as dead."""
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Make this process one of several that train together; before anything asks for a device.
+@contextlib.contextmanager
+def joined(
+    distributed: bool,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Iterator[None]:
+    """Be one of several processes that train together; entered before anything asks for a device.
 
     Args:
-      coordinator: HOST:PORT of process 0; None where the cluster tells (Cloud TPU, Slurm, Open
-        MPI, Kubernetes), and the other two with it.
-      processes: How many there are.
-      process: This one's number, from 0.
+      distributed: Whether there are others, which the cluster tells of: Cloud TPU, Slurm, Open MPI
+        or Kubernetes. Not needed where the following are given.
+      coordinator: HOST:PORT of process 0.
+      num_processes: How many there are.
+      process_id: This one's number, from 0.
 
     Raises:
       InputError: nothing tells of the others, or they don't answer.
     """
-    given = (coordinator, processes, process)
-    if coordinator and None in given:
+    given = (coordinator, num_processes, process_id)
+    if not distributed and given == (None, None, None):
+        yield
+        return
+    _join(*given)
+    try:
+        yield
+    finally:
+        jax.distributed.shutdown()
+
+
+def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
         raise InputError(
-            f"coordinator '{coordinator}' is given without the number of processes or this one's:"
-            " give all three, or none on a cluster that tells them"
+            f"{missing[0]} is missing: give coordinator, num_processes and process_id, or none of"
+            " them on a cluster that tells them"
         )
-    if coordinator and not (processes or 0) > (-1 if process is None else process) >= 0:
-        raise InputError(f"process is {process}, of {processes}: they count from 0")
+    if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
+        raise InputError(
+            f"process_id is {process_id}: give a number from 0 to {num_processes - 1}, for"
+            f" num_processes is {num_processes}"
+        )
     try:
         jax.distributed.initialize(
             coordinator,
-            processes,
-            process,
+            num_processes,
+            process_id,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"joining the other processes fails ({reason}): give coordinator HOST:PORT, the number"
-            " of processes and this one's"
+            f"joining the other processes fails ({reason}): give coordinator (HOST:PORT),"
+            " num_processes and process_id"
         ) from None
 
 

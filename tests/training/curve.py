@@ -2,9 +2,9 @@
 
     python curve.py VARIANTS [HOST:PORT PROCESSES PROCESS]
 
-VARIANTS is a JSON list of objects with any of: `devices`, `fsdp`, `network` ("cnn", or "bert", which
-has no BatchNorm), `training` (settings), `learning_rate`, `steps`, `save` (a folder to write the
-last state to), `restore` (one to begin from).
+VARIANTS is a JSON list of objects with any of: `devices`, `fsdp`, `network` ("cnn", or "bert",
+which has no BatchNorm), `training` (settings), `learning_rate`, `steps`, `save` (a folder to write
+the last state to), `restore` (one to begin from).
 """
 
 import json
@@ -112,11 +112,11 @@ def curve(variant: dict[str, Any]) -> list[float]:
 def main() -> None:
     """Run the variants, one after the other."""
     variants, *others = sys.argv[1:]
-    if others:
-        address, count, number = others
-        processes.join(address, int(count), int(number))
-    found = [curve(variant) for variant in json.loads(variants)]
-    processes.say(json.dumps(found))
+    address, count, number = others or (None, None, None)
+    numbers = (count and int(count), number and int(number))
+    with processes.joined(False, address, *numbers):
+        found = [curve(variant) for variant in json.loads(variants)]
+        processes.say(json.dumps(found))
 
 
 if __name__ == "__main__":
