@@ -68,4 +68,5 @@ def _one_line(complaint: str) -> str:
     lines = [line for line in lines if line][1:]
     body = [line for line in lines if set(line) - set("-─ ")]
     advice = next((i for i, line in enumerate(body) if line.startswith("For full help")), len(body))
-    return " ".join(body[:advice])
+    # The option's help need not be repeated in a complaint about its value.
+    return " ".join(body[:advice]).partition(" Argument helptext:")[0]

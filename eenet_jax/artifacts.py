@@ -114,8 +114,13 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, what: str = "JSON file") -> Any:
+def read_json(path: str | Path, what: str = "JSON file", remedy: str = "make it again") -> Any:
     """Read JSON.
+
+    Args:
+      path: The file.
+      what: It is, for messages.
+      remedy: Where it is damaged.
 
     Raises:
       InputError: the file is missing or is not JSON.
@@ -126,7 +131,7 @@ def read_json(path: str | Path, what: str = "JSON file") -> Any:
     except FileNotFoundError:
         raise InputError(f"no {what} at '{path}': check the path") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"'{path}' is not a readable {what} ({error}): make it again") from None
+        raise InputError(f"'{path}' is not a readable {what} ({error}): {remedy}") from None
 
 
 def read_npz(path: str | Path, what: str, remedy: str) -> dict[str, np.ndarray]:

@@ -204,7 +204,7 @@ class Run:
     strategies: Annotated[str, tyro.conf.arg(aliases=("--strategy",))] = (
         "masked,compacted,host_compacted,streaming,auto"
     )
-    """Separated by commas; auto picks the fastest, and says why."""
+    """Separated by commas; auto picks one, and says why. The full network is always measured."""
     batch_size: int = 256
     """Samples in a batch."""
     samples: int | None = None

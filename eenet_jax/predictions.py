@@ -64,11 +64,17 @@ def load_network(run: str | Path) -> tuple[MultiExitNetwork, PyTree, dict[str, A
         made = optimizer(config.training, MANY_STEPS)
         averages = config.training.ema_decay > 0
         abstract = jax.eval_shape(lambda: create_state(network.init, made, key, averages))
+        newest = max(checkpoints.steps(), default=0)
         restored = checkpoints.restore(abstract, network)
     if restored is None:
         first = " (it selects the best epoch, and none has ended)" if best else ""
         raise InputError(f"'{run}' has no checkpoint yet{first}: finish `eenet train` first")
     state, metadata = restored
+    if metadata["step"] != newest:
+        warn(
+            f"these are the weights of step {metadata['step']}, not {newest}: what was made from"
+            " those, such as predictions and policies, is to be made again"
+        )
     if not folder.summary():
         print(f"note: '{run}' is not finished; these are its weights after step {metadata['step']}")
     return network, state.variables, metadata

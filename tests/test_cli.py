@@ -300,7 +300,7 @@ def test_fit_refuses_bad_options(capsys, folder, tmp_path, monkeypatch, changes,
         (["train", "tiny.py", "--training.learning-rate", "-1"], "learning_rate is -1.0"),
         (["train", "tiny.py", "--data.dataset", "mnist"], "unknown data set 'mnist'"),
         (["train", "tiny.py", "--data.val-size", "2000"], "val_size 2000"),
-        (["train", "tiny.py", "--data.batch-size", "999"], "batch_size 999"),
+        (["train", "tiny.py", "--data.batch-size", "998"], "batch_size 998"),
         (["train", "tiny.py", "--network.name", "resnet57"], "network 'resnet57' is unknown"),
         (["train", "tiny.py", "--seed"], "--seed"),
         (["train", "tiny.py", "--seed", "one"], "--seed"),
@@ -333,8 +333,8 @@ def test_every_verb_refuses_bad_input(capsys, tmp_path, monkeypatch, arguments, 
         (["predict", "--splits", "val,"], "empty entry"),
         (["costs", "--repeats", "0", "--latency"], "repeats is 0"),
         (["costs", "--batch-size", "0", "--latency"], "batch_size is 0"),
-        (["run", "--policy", "eenet"], "has no policy 'eenet' (it has none)"),
-        (["run", "--budgets", "3"], "no policy at"),
+        (["run", "--policy", "eenet"], "holds no policies: fit some"),
+        (["run", "--budgets", "3"], "holds no policies: fit some"),
         (["report"], "frontier.csv"),
     ],
 )
@@ -353,7 +353,7 @@ def test_adaptive_inference_refuses_bad_input(capsys, run, folder, tmp_path):
     helped(capsys, *map(str, fit_arguments(folder, wrong)))
     before = sorted(out.rglob("*"))
     for options, words in (
-        (["--budgets", "1.5"], "vote-1.5.json"),
+        (["--budgets", "1.5"], "no policy 'vote' was fitted for budget 1.5 (there are"),
         (["--strategies", "masked,magic"], "'magic' is unknown"),
         (["--batch-size", "0"], "batch_size is 0"),
         (["--samples", "0"], "samples is 0"),

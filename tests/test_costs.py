@@ -10,8 +10,6 @@ from eenet_jax.costs import (
     count_costs,
     count_layers,
     count_macs,
-    measure,
-    measure_in_turn,
     measure_latency,
 )
 from eenet_jax.errors import InputError
@@ -126,31 +124,6 @@ def test_latency_has_its_parts(cnn, tmp_path):
     assert CostTable.load(tmp_path / "latency.json") == table
 
 
-def test_nothing_is_measured_no_times_or_on_no_samples(cnn):
-    with pytest.raises(InputError, match="repeats is 0: give 1 or more"):
-        measure(lambda: None, repeats=0)
+def test_nothing_is_measured_on_no_samples(cnn):
     with pytest.raises(InputError, match="batch_size is 0: give 1 or more"):
         measure_latency(cnn, {}, batch_size=0)
-
-
-def test_a_call_is_warmed_up_once_and_then_timed():
-    calls = []
-    timing = measure(lambda: calls.append(1), repeats=3)
-    assert len(calls) == 4
-    assert timing.repeats == 3
-    assert timing.median_s >= 0
-    assert timing.spread_s >= 0
-
-
-def test_calls_are_timed_turn_by_turn_after_one_that_warms_up():
-    calls = []
-    runs = {name: (lambda name=name: calls.append(name)) for name in "ab"}
-    found = measure_in_turn(runs, repeats=3)
-    assert calls == list("ab") * 4
-    for timing in found.values():
-        assert timing.repeats == 3
-        assert timing.spread_s >= 0
-        assert timing.median_s >= 0
-    assert found.keys() == {"a", "b"}
-    with pytest.raises(InputError, match="repeats is 0: give 1 or more"):
-        measure_in_turn(runs, repeats=0)

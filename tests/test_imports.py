@@ -22,6 +22,7 @@ ORDER = (
         "dense",
         "staged_network",
         "pieces",
+        "timing",
     ),
     ("config",),
     ("data",),

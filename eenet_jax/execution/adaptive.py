@@ -1,8 +1,9 @@
 """`eenet run`: a run's network and fitted policies, on its test images, measured."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,14 @@ from eenet_jax.data import inputs, pipeline
 from eenet_jax.data.split import Split
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
-from eenet_jax.execution.measure import REFERENCES, STRATEGIES, Bench, Measurement, to_json
+from eenet_jax.execution.measure import (
+    REFERENCES,
+    STRATEGIES,
+    Bench,
+    Measurement,
+    check_strategies,
+    to_json,
+)
 from eenet_jax.policies.policy import Policy, load_policy
 from eenet_jax.predictions import load_network, open_run_split
 from eenet_jax.types import PyTree
@@ -29,10 +37,12 @@ def find_policies(fit: Path, name: str, budgets: Sequence[str] | None) -> list[P
       InputError: there is none, or none for one of the budgets.
     """
     folder = fit / "policies"
+    if not folder.is_dir():
+        raise InputError(f"'{fit}' holds no policies: fit some with `eenet fit`, or check the path")
     if budgets is None:
         paths = sorted(folder.glob(f"{glob.escape(name)}-*.json"))
     else:
-        paths = [folder / f"{name}-{budget}.json" for budget in budgets]
+        paths = [_policy_file(folder, name, budget) for budget in budgets]
     found = sorted((load_policy(path) for path in paths), key=lambda policy: policy.budget)
     if not found:
         there = sorted({path.stem.rsplit("-", 1)[0] for path in folder.glob("*.json")})
@@ -41,6 +51,19 @@ def find_policies(fit: Path, name: str, budgets: Sequence[str] | None) -> list[P
             " fit it with `eenet fit`, or name another by --policy"
         )
     return found
+
+
+def _policy_file(folder: Path, name: str, budget: str) -> Path:
+    """The file of the policy fitted for a budget; InputError where there is none."""
+    path = folder / f"{name}-{budget}.json"
+    if not path.exists():
+        there = sorted(each.stem.removeprefix(f"{name}-") for each in folder.glob(f"{name}-*.json"))
+        fitted = f"there are {', '.join(there)}" if there else "there is none"
+        raise InputError(
+            f"no policy '{name}' was fitted for budget {budget} ({fitted}): give one of those, or"
+            " fit it with `eenet fit`"
+        )
+    return path
 
 
 def run_adaptive(
@@ -78,6 +101,8 @@ def run_adaptive(
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}: give 1 or more")
     fit = Path(run) if fit is None else Path(fit)
+    check_strategies(strategies)
+    earlier = _earlier(fit / "execution.json")
     fitted = find_policies(fit, policy, budgets)
     split = open_run_split(run, "test", data_dir)
     network, variables, _ = load_network(run)
@@ -93,7 +118,7 @@ def run_adaptive(
     kept = Path(run) / "stage_latency.json"
     bench = Bench(network, variables, batches, repeats, device_name(), kept)
     measured = [row for each in fitted for row in bench.measure(each, strategies)]
-    _keep(fit / "execution.json", measured)
+    _keep(fit / "execution.json", earlier, measured)
     return measured
 
 
@@ -106,13 +131,19 @@ def batches_of(split: Split, batch_size: int) -> list[PyTree]:
     ]
 
 
-def _keep(path: Path, measured: Sequence[Measurement]) -> None:
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    """What was measured before; damage is told of before anything is measured anew."""
+    return read_json(path, "table of measurements", "delete it") if path.exists() else []
+
+
+def _keep(
+    path: Path, earlier: Sequence[Mapping[str, Any]], measured: Sequence[Measurement]
+) -> None:
     """Write the measurements, beside earlier ones of other policies, budgets and batch sizes."""
 
     def key(row):
         return tuple(row[name] for name in ("policy", "budget", "strategy", "batch_size"))
 
-    earlier = read_json(path, "measurements") if path.exists() else []
     rows = {key(row): row for row in [*earlier, *map(to_json, measured)]}
     write_json(path, list(rows.values()))
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from eenet_jax.costs import measure_in_turn
 from eenet_jax.errors import InputError
 from eenet_jax.execution.latency import StageLatency
 from eenet_jax.execution.masked import answered_in_full
@@ -18,16 +17,19 @@ from eenet_jax.execution.strategies import BATCHED, Strategy, build_strategy
 from eenet_jax.execution.streaming import Stream
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.timing import measure_in_turn
 from eenet_jax.types import PyTree
 
 TRIALS = 3
+SHORT_PASSES, LEAST_SECONDS = 15, 0.1
+"""Passes that take less than so many seconds are timed more often, for they scatter more."""
 WORTH_IT = 0.97
 """A strategy that takes more than this share of the full network's time, decisions included, is not
 picked."""
 DECIDING = "full with decisions"
 """What "full" stands for where it is picked: every exit for everybody, and the policy's answers."""
 TRIED = 2
-"""Strategies that are tried, those predicted to be fastest."""
+"""Strategies that are compiled and tried, those predicted to be fastest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,9 +65,9 @@ def choose_strategy(
 ) -> Choice:
     """Pick the fastest strategy for batches like these; never one slower than the full network.
 
-    The fastest by prediction are run on the batches in turn with the full network, and the one
-    that took least is picked if it took less than 0.97 of what the full network takes for the
-    same answers: its own pass, and the decisions of the policy.
+    The two fastest by prediction, and those that are ready, are run on the batches in turn with
+    the full network, and the one that took least is picked if it took less than 0.97 of what the
+    full network takes for the same answers: its own pass, and the decisions of the policy.
 
     Args:
       network: The network.
@@ -91,7 +93,7 @@ def choose_strategy(
         "full": functools.partial(_run_all, jax.jit(network.apply), variables, batches),
         DECIDING: functools.partial(_run_all, made["full"], variables, batches),
     }
-    for name in adaptive[:TRIED]:
+    for name in [n for i, n in enumerate(adaptive) if i < TRIED or n in ready]:
         if name == "streaming":
             stream = ready.get(name) or stream_for(network, variables, policy, batches)
             assert isinstance(stream, Stream)
@@ -130,19 +132,22 @@ def stream_for(
 def _try(passes: Mapping[str, Callable[[], Any]], count: int) -> dict[str, float]:
     """Seconds per sample, pass by pass in turn."""
     found = measure_in_turn(passes, TRIALS)
+    if max(timing.median_s for timing in found.values()) < LEAST_SECONDS:
+        found = measure_in_turn(passes, SHORT_PASSES)
     return {name: timing.median_s / count for name, timing in found.items()}
 
 
 def _pick(
     made: Mapping[str, Strategy], predicted: Mapping[str, float], tried: Mapping[str, float]
 ) -> Choice:
-    shares = {name: tried[name] / tried["full"] for name in tried if name != "full"}
-    best = min((name for name in shares if name != DECIDING), key=lambda name: shares[name])
-    worth_it = shares[best] <= WORTH_IT * shares[DECIDING]
-    why = f"{best} took {shares[best]:.2f} of the full network's time"
+    shares = {name: tried[name] / tried[DECIDING] for name in tried if name != DECIDING}
+    best = min((name for name in shares if name != "full"), key=lambda name: shares[name])
+    worth_it = shares[best] <= WORTH_IT
+    why = f"{best} took {shares[best]:.2f} of what the full network takes for the same answers"
     if not worth_it:
         why += ", which is not worth it"
-    others = [f"{name} {shares[name]:.2f}" for name in sorted(shares) if name != best]
+    others = [f"{name} {shares[name]:.2f}" for name in sorted(shares) if name not in (best, "full")]
+    others.append(f"without deciding, the full network {shares['full']:.2f}")
     name = best if worth_it else "full"
     return Choice(
         name=name,

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from eenet_jax.artifacts import read_json, write_json
-from eenet_jax.costs import measure
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.decision import Reached, compile_advance, start
 from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
+from eenet_jax.timing import measure
 from eenet_jax.types import PyTree
 
 FORMAT = "eenet_jax.stage_latency.3"

@@ -184,8 +184,8 @@ def _mean_softmax(logits: Float[np.ndarray, "pixels classes"]) -> Float[np.ndarr
 def print_answered(answered: Answered) -> None:
     """Where samples left, what they cost, how fast it went and how right it was."""
     print(f"{answered.samples:,} samples, {answered.samples_per_second:,.0f} samples/s")
-    shares = ", ".join(f"{k}: {100 * rate:.1f} %" for k, rate in enumerate(answered.exit_rates))
-    print(f"left at exit {shares}")
+    shares = [f"{100 * rate:.1f} % at exit {k}" for k, rate in enumerate(answered.exit_rates, 1)]
+    print(f"left {', '.join(shares)}")
     print(
         f"mean cost {answered.mean_cost:.6g} {answered.unit}, the policy's budget"
         f" {answered.budget:g}"

@@ -233,8 +233,9 @@ def load_policy(path: str | Path) -> Policy:
     try:
         return _from_document(cls, document, Path(path))
     except (InputError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+        reason = str(error) if isinstance(error, InputError) else repr(error)
         raise InputError(
-            f"'{path}' is a damaged policy file, or one of an earlier version ({error!r}): fit it"
+            f"'{path}' is a damaged policy file, or one of an earlier version ({reason}): fit it"
             " again"
         ) from None
 

@@ -347,7 +347,6 @@ def _speed_note(entries: Sequence[Mapping[str, Any]]) -> str:
         " it is slower than the full network."
     )
     if agreeing:
-        parts.append(
-            f"At least {100 * min(agreeing):.2f} % of the samples left where the simulation says."
-        )
+        share = "All" if min(agreeing) == 1 else f"At least {100 * min(agreeing):.2f} %"
+        parts.append(f"{share} of the samples left where the simulation says.")
     return " ".join(parts)

@@ -1,5 +1,6 @@
 """Checkpoints: state, place in the data and metadata together, verified as they are read."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -89,7 +90,10 @@ class Checkpoints:
         step, writer = int(state.step), self._writer()
         if step in self.steps():
             return
-        parts = {"state": state, "metadata": {**metadata, "step": step, "position": dict(position)}}
+        parts = {
+            "state": _stored(state),
+            "metadata": {**metadata, "step": step, "position": dict(position)},
+        }
         copied = writer.save_checkpointables_async(step, parts, force=True)
         self._writing = self._background.submit(self._finish, copied, self._folder / str(step))
 
@@ -156,7 +160,9 @@ class Checkpoints:
             _check_files(folder)
             metadata = ocp.load_checkpointables(str(folder), {"metadata": None})["metadata"]
             _check_network(metadata, network)
-            state = ocp.load_checkpointables(str(folder), {"state": abstract})["state"]
+            wanted = {"state": _stored(abstract)}
+            found = ocp.load_checkpointables(str(folder), wanted)["state"]
+            state = TrainState(**{"average": {}, **found})
             if iterator is not None:
                 iterator.set_state(metadata["position"])
             return state, metadata
@@ -167,6 +173,12 @@ class Checkpoints:
             reason = " ".join(str(error).split())[:200]
             self._warn(f"checkpoint {step} in '{self._folder}' is damaged, passed over ({reason})")
             return None
+
+
+def _stored(state: TrainState) -> dict[str, Any]:
+    """A state as it lies in a checkpoint: an average that isn't kept has no place in it."""
+    parts = {each.name: getattr(state, each.name) for each in dataclasses.fields(state)}
+    return {name: part for name, part in parts.items() if name != "average" or part}
 
 
 def file_digests(folder: Path) -> dict[str, str]:

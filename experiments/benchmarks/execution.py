@@ -34,8 +34,9 @@ import numpy as np
 from execution_cases import MIXES, Case, fresh, rows_of, trained
 from execution_tables import planning_table, realised_table, speed_table, validation_table
 
+from eenet_jax import networks
 from eenet_jax.artifacts import read_json, write_json
-from eenet_jax.costs import count_costs, count_layers, measure, measure_in_turn
+from eenet_jax.costs import count_costs, count_layers
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.latency import load_stage_latency
@@ -45,6 +46,8 @@ from eenet_jax.execution.planning import H100, H100_TF32, TPU_V5E, fit_device
 from eenet_jax.execution.prediction import Measured, predictions, validate
 from eenet_jax.policies.max_prob import MaxProb
 from eenet_jax.report.report import update_readme
+from eenet_jax.timing import measure, measure_in_turn
+from eenet_jax.training.run import RunFolder
 from eenet_jax.types import PyTree
 
 try:
@@ -280,25 +283,74 @@ def _with_earlier(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[st
     return merged
 
 
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="BATCHES are sizes separated by commas; 1,8,64,256 unless given.",
+    )
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        metavar="NETWORK[:BATCHES]",
+        help="with fresh weights; resnet56_3 and minilm where no runs are given either",
+    )
+    parser.add_argument(
+        "--runs",
+        nargs="*",
+        default=[],
+        metavar="RUN[:BATCHES]",
+        help="folders of trained networks with fitted policies",
+    )
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        default=list(STRATEGIES),
+        choices=STRATEGIES,
+        help="beside the full network; all unless given",
+    )
+    parser.add_argument(
+        "--samples", type=int, default=512, help="of each network, 512 unless given"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="timed passes, 7 unless given; medians count"
+    )
+    parser.add_argument("--rows", type=Path, help="file that keeps what is measured")
+    parser.add_argument("--write", type=Path, help="Markdown file whose marked tables are replaced")
+    given = parser.parse_args()
+    if not given.networks and not given.runs:
+        given.networks = ["resnet56_3", "minilm"]
+    for name in ("samples", "repeats"):
+        if getattr(given, name) < 1:
+            parser.error(f"{name} is {getattr(given, name)}: give 1 or more")
+    if given.write and not given.write.is_file():
+        parser.error(f"there is no file '{given.write}': give one with marked tables")
+    return given
+
+
+def _cases(given: argparse.Namespace) -> list[tuple[Callable, str, list[int]]]:
+    """How each network is made, its name and its batch sizes; checked before anything is timed."""
+    cases = []
+    for made, named in [(fresh, n) for n in given.networks] + [(trained, r) for r in given.runs]:
+        what, _, sizes = named.partition(":")
+        batches = (sizes or BATCHES).split(",")
+        if not all(size.isdigit() and int(size) > 0 for size in batches):
+            raise InputError(f"batches '{sizes}' of '{what}': give sizes such as {BATCHES}")
+        if made is fresh:
+            networks.build(what)
+        else:
+            RunFolder(Path(what)).config()
+        cases.append((made, what, [int(size) for size in batches]))
+    return cases
+
+
 def main() -> None:
     """Measure, print, and write the tables where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("networks", nargs="*", default=["resnet56_3", "minilm"])
-    parser.add_argument("--runs", nargs="*", default=[])
-    parser.add_argument("--strategies", nargs="+", default=list(STRATEGIES))
-    parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--rows", type=Path)
-    parser.add_argument("--write", type=Path)
-    given = parser.parse_args()
+    given = _arguments()
     figures: dict[str, Any] = {"device": device_name(), "repeats": given.repeats}
     latencies = figures["stage_latency"] = {}
     rows, planned = [], None
     with tempfile.TemporaryDirectory() as folder:
-        for number, named in enumerate([*given.networks, *given.runs]):
-            what, _, sizes = named.partition(":")
-            batch_sizes = [int(size) for size in (sizes or BATCHES).split(",")]
-            made = fresh if number < len(given.networks) else trained
+        for number, (made, what, batch_sizes) in enumerate(_cases(given)):
             case = made(what, given.samples)
             kept = Path(folder) / f"{number}.json"
             if what == "resnet56_3":
@@ -328,4 +380,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

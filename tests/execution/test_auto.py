@@ -1,6 +1,7 @@
 """What is picked is what took least, and never what is slower than the full network."""
 
 import dataclasses
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from eenet_jax.errors import InputError
 from eenet_jax.execution import auto
 from eenet_jax.execution.auto import choose_strategy
 from eenet_jax.execution.planning import Device
+from eenet_jax.execution.strategies import build_strategy
 from eenet_jax.policies.max_prob import MaxProb
 
 EXITS, CLASSES, BATCH = 3, 2, 16
@@ -20,6 +22,7 @@ POLICY = MaxProb(
 )
 LOGITS = np.random.default_rng(0).normal(0, 3, (BATCH, EXITS, CLASSES)).astype(np.float32)
 RATES = (0.5, 0.25, 0.25)
+NETWORK = replay_network(EXITS, CLASSES)
 
 
 def _latency(launch_seconds: float):
@@ -36,7 +39,13 @@ def _latency(launch_seconds: float):
     return device.table((1e6, 1e6, 1e6), (1, 2, 4, 8, 16))
 
 
-def _choose(monkeypatch, seconds, launch_seconds=0.0, names=("masked", "host_compacted")):
+def _choose(
+    monkeypatch,
+    seconds,
+    launch_seconds=0.0,
+    names=("masked", "host_compacted"),
+    ready=MappingProxyType({}),
+):
     """The choice where trials take these seconds, by name; every trial is run all the same."""
     tried = []
 
@@ -48,9 +57,10 @@ def _choose(monkeypatch, seconds, launch_seconds=0.0, names=("masked", "host_com
         return {name: seconds[name] for name in passes}
 
     monkeypatch.setattr(auto, "_try", trial)
-    network = replay_network(EXITS, CLASSES)
     latency = _latency(launch_seconds)
-    choice = choose_strategy(network, NOTHING, POLICY, [LOGITS], latency, RATES, names=names)
+    choice = choose_strategy(
+        NETWORK, NOTHING, POLICY, [LOGITS], latency, RATES, names=names, ready=ready
+    )
     return choice, tried
 
 
@@ -68,7 +78,8 @@ def test_the_one_that_took_least_is_picked_and_answers_as_the_policy_says(monkey
     assert sorted(tried) == ["full", "full with decisions", "host_compacted", "masked"]
     assert choice.name == "host_compacted"
     assert choice.why == (
-        "host_compacted took 0.70 of the full network's time; full with decisions 1.00; masked 0.80"
+        "host_compacted took 0.70 of what the full network takes for the same answers; masked 0.80;"
+        " without deciding, the full network 1.00"
     )
     assert choice.run is not None
     answers = choice.run(NOTHING, LOGITS)
@@ -79,7 +90,8 @@ def test_the_one_that_took_least_is_picked_and_answers_as_the_policy_says(monkey
 
 @pytest.mark.parametrize("least", [0.98, 1.2])
 def test_the_full_network_is_kept_where_nothing_is_worth_it(monkeypatch, least):
-    seconds = {name: max(least, value) for name, value in SECONDS.items()} | {"full": 1.0}
+    whole = {"full": 1.0, "full with decisions": 1.0}
+    seconds = {name: max(least, value) for name, value in SECONDS.items()} | whole
     choice, _ = _choose(monkeypatch, seconds)
     assert choice.name == "full"
     assert "which is not worth it" in choice.why
@@ -111,10 +123,19 @@ def test_those_predicted_to_be_slowest_are_not_tried(monkeypatch):
     assert choice.predicted["compacted"] < choice.predicted["host_compacted"]
 
 
+def test_what_is_compiled_already_is_tried_whatever_was_predicted(monkeypatch):
+    ready = {"masked": build_strategy("masked", NETWORK, POLICY, BATCH, _latency(1e-6))}
+    names = ("masked", "host_compacted", "compacted", "streaming")
+    choice, tried = _choose(monkeypatch, SECONDS | {"masked": 0.1}, 1e-6, names, ready)
+    assert "masked" in tried
+    assert choice.name == "masked"
+
+
 def test_trials_are_timed_in_turn():
     calls = []
     found = auto._try({name: (lambda name=name: calls.append(name)) for name in "ab"}, 10)
-    assert calls == list("ab") * (1 + auto.TRIALS)
+    # Calls as short as these are timed again, more often.
+    assert calls == list("ab") * (2 + auto.TRIALS + auto.SHORT_PASSES)
     assert found.keys() == {"a", "b"}
     assert min(found.values()) >= 0
 

@@ -255,6 +255,8 @@ try:
     sys.exit("not refused")
 except ImportError:
     pass
+from eenet_jax.execution import compacted, host_compacted, masked, planning, prediction, streaming
+
 for folder, samples, out in zip(*[iter(sys.argv[1:])] * 3):
     bundle = eenet_jax.load_bundle(folder)
     with np.load(samples) as archive:
@@ -508,7 +510,7 @@ def test_a_run_is_exported_and_its_bundle_answers_a_file(run, tmp_path, capsys):
     np.testing.assert_allclose([float(row["probability"]) for row in rows], chosen.max(-1), 1e-4)
     share = 100 * float((exits == 0).mean())
     assert 0 < share < 100
-    assert f"left at exit 0: {share:.1f} %, 1: {100 - share:.1f} %" in printed
+    assert f"left {share:.1f} % at exit 1, {100 - share:.1f} % at exit 2" in printed
     assert f"mean cost {np.asarray([1.0, 3.0])[exits].mean():.6g} MMACs" in printed
     assert f"accuracy {(chosen.argmax(-1) == batch['label']).mean():.4f}" in printed
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from eenet_jax.errors import InputError
+from eenet_jax.execution import prediction
 from eenet_jax.execution.latency import StageLatency, load_stage_latency
 from eenet_jax.execution.planning import Device
 from eenet_jax.execution.prediction import (
@@ -33,6 +34,12 @@ def table(sizes=(1, 2, 4, 8, 16, 32, 64), work=FLOPS, **changes) -> StageLatency
     return made.table(work, sizes)
 
 
+@pytest.fixture(autouse=True)
+def work_alone(monkeypatch):
+    """What a stream's host does for every sample is left out of sums made by hand."""
+    monkeypatch.setattr(prediction, "STREAM_SECONDS", 0.0)
+
+
 COSTLY = {"launch_seconds": 1e-3, "read_seconds": 5e-4, "half_work": 1e6}
 
 
@@ -45,6 +52,12 @@ def test_where_only_work_costs_survivors_alone_realise_the_ideal():
     for strategy in ("host_compacted", "streaming"):
         assert seconds[strategy] == pytest.approx(2.75e-3)
         assert realised[strategy] == pytest.approx(1)
+
+
+def test_a_stream_pays_for_every_sample(monkeypatch):
+    free = predict(table(), RATES, 8, "streaming")
+    monkeypatch.setattr(prediction, "STREAM_SECONDS", 1e-3)
+    assert predict(table(), RATES, 8, "streaming") == pytest.approx(free + 1e-3)
 
 
 def _in_pieces_of_four() -> StageLatency:
@@ -265,7 +278,8 @@ def test_tables_are_markdown():
     ("changes", "words"),
     [
         ({"strategy": "magic"}, "strategy 'magic' is unknown"),
-        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": 0}, "batch_size is 0, the latencies are of batches of 1 to 64"),
+        ({"batch_size": 65}, "batch_size is 65, the latencies are of batches of 1 to 64"),
         ({"exit_rates": (0.5, 0.25, 0.2)}, "sum to 1"),
         ({"exit_rates": (1.5, -0.25, -0.25)}, "sum to 1"),
         ({"exit_rates": (math.nan, 0.5, 0.5)}, "sum to 1"),

@@ -1,0 +1,84 @@
+"""How long calls take: one alone, or several beside one another."""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from eenet_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Repeated measurements of one call.
+
+    Attributes:
+      median_s: Seconds.
+      spread_s: Greatest minus least, seconds.
+      repeats: How many.
+    """
+
+    median_s: float
+    spread_s: float
+    repeats: int
+
+
+def measure(run: Callable[[], Any], repeats: int = 7, limit_s: float = math.inf) -> Timing:
+    """Time a call, after one that warms up; every result is waited for.
+
+    Args:
+      run: The call.
+      repeats: How often.
+      limit_s: Seconds after which it is not repeated further.
+
+    Raises:
+      InputError: `repeats` is not positive.
+    """
+    _check_repeats(repeats)
+    jax.block_until_ready(run())
+    seconds = []
+    while len(seconds) < repeats and sum(seconds) < limit_s:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - start)
+    return _timing(seconds)
+
+
+def measure_in_turn(
+    runs: Mapping[str, Callable[[], object]], repeats: int = 7
+) -> dict[str, Timing]:
+    """Time several calls beside one another, turn by turn, after a turn that warms up.
+
+    Args:
+      runs: The calls, by name; each returns when its work is done, and not before.
+      repeats: Timed turns.
+
+    Raises:
+      InputError: `repeats` is not positive.
+    """
+    _check_repeats(repeats)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: _timing(taken) for name, taken in seconds.items()}
+
+
+def _timing(seconds: Sequence[float]) -> Timing:
+    return Timing(
+        median_s=statistics.median(seconds),
+        spread_s=max(seconds) - min(seconds),
+        repeats=len(seconds),
+    )
+
+
+def _check_repeats(repeats: int) -> None:
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}: give 1 or more")
