@@ -31,10 +31,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from execution_cases import MIXES, Case, fresh, rows_of, trained
+from execution_cases import MIXES, Case, fresh, network_of, rows_of, trained
 from execution_tables import planning_table, realised_table, speed_table, validation_table
 
-from eenet_jax import networks
 from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.costs import count_costs, count_layers
 from eenet_jax.environment import device_name
@@ -336,7 +335,7 @@ def _cases(given: argparse.Namespace) -> list[tuple[Callable, str, list[int]]]:
         if not all(size.isdigit() and int(size) > 0 for size in batches):
             raise InputError(f"batches '{sizes}' of '{what}': give sizes such as {BATCHES}")
         if made is fresh:
-            networks.build(what)
+            network_of(what)
         else:
             RunFolder(Path(what)).config()
         cases.append((made, what, [int(size) for size in batches]))

@@ -39,16 +39,23 @@ class Case:
     policies: Mapping[str, Policy]
 
 
+def network_of(name: str) -> MultiExitNetwork:
+    """A network of the zoo, or one of `BERTS`.
+
+    Raises:
+      InputError: there is none of that name.
+    """
+    return networks.build("bert", **BERTS[name]) if name in BERTS else networks.build(name)
+
+
 def fresh(name: str, count: int) -> Case:
     """Random weights, so many random inputs, and a policy for every mix."""
-    draw = np.random.default_rng(0)
+    draw, network = np.random.default_rng(0), network_of(name)
     if name in BERTS:
-        network = networks.build("bert", **BERTS[name])
         length = BERTS[name]["sequence_length"]
         ids = draw.integers(1, 30_000, (count, length)).astype(np.int32)
         samples: PyTree = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     else:
-        network = networks.build(name)
         samples = draw.normal(size=(count, *network.input_shape)).astype(np.float32)
     variables = _calmed(network, network.init(jax.random.key(0)), rows_of(samples, 0, 64))
     probs = np.concatenate(
