@@ -96,6 +96,34 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Compile:
+    """Say what a run would take on a TPU slice that one hasn't got, by compiling it for that."""
+
+    config: Positional[str]
+    """A config file, or the name of one in experiments/configs/."""
+    topology: str
+    """A chip and a slice, such as v5e:4x4 or v5e:16x16."""
+    batch: str | None = None
+    """Samples of a training step, all chips together; "largest" finds the largest power of two
+    a chip that fits; the config's by default."""
+    fsdp: int = 1
+    """Over how many chips the weights are cut; 1 keeps them whole on each."""
+    out: Path | None = None
+    """A JSON file for all of it."""
+
+    def __call__(self, overrides: Sequence[str]) -> None:
+        """Run the verb, with further options for the config."""
+        from eenet_jax.scale.compile import compile_run, describe, write_report
+
+        program = f"eenet compile {self.config}"
+        config = parse(ExperimentConfig, list(overrides), program, default=find_config(self.config))
+        report = compile_run(config, self.topology, batch=self.batch, fsdp=self.fsdp)
+        print("\n".join(describe(report)))
+        if self.out:
+            write_report(report, self.out)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Predict:
     """Write RUN/predictions/SPLIT.npz: what every exit says of every sample."""
 
@@ -384,6 +412,7 @@ class Demo:
 VERBS: dict[str, Callable[..., Any]] = {
     "data": Data,
     "train": Train,
+    "compile": Compile,
     "predict": Predict,
     "costs": Costs,
     "fit": Fit,
@@ -395,7 +424,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 
 # Verbs that hand the options they don't know to a config.
-WITH_SETTINGS = (Train,)
+WITH_SETTINGS = (Train, Compile)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

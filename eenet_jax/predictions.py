@@ -1,6 +1,7 @@
 """A run's checkpoint and a split → `ExitPredictions`."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec
 from eenet_jax import networks
 from eenet_jax.config import ExperimentConfig
 from eenet_jax.data import datasets, inputs, pipeline
-from eenet_jax.data.split import Split
+from eenet_jax.data.split import DatasetSpec, Split
 from eenet_jax.dense import summarise
 from eenet_jax.errors import InputError, warn
 from eenet_jax.networks import MultiExitNetwork
@@ -19,7 +20,7 @@ from eenet_jax.training.checkpoint import Checkpoints
 from eenet_jax.training.network import build_network, check_fits
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.run import RunFolder
-from eenet_jax.training.sharding import AXES, make_layout
+from eenet_jax.training.sharding import AXES, Layout, make_layout
 from eenet_jax.training.state import create_state
 from eenet_jax.training.step import on_own_samples
 from eenet_jax.types import ExitPredictions, PyTree
@@ -90,6 +91,26 @@ def _built(checkpoints: Checkpoints, config: ExperimentConfig) -> MultiExitNetwo
     return networks.build(network.family, **{**network.settings, "input_shape": shape})
 
 
+def make_predict_step(
+    network: MultiExitNetwork, spec: DatasetSpec, layout: Layout
+) -> Callable[[PyTree, Mapping[str, Any]], dict[str, jax.Array]]:
+    """A jitted function (variables, batch) → what `ExitPredictions` holds of the batch's samples.
+
+    Args:
+      network: The network.
+      spec: Of the data set.
+      layout: Of the devices, each of which answers for its own samples.
+    """
+
+    def outputs(variables, batch):
+        logits = network.apply(variables, inputs.evaluation_inputs(batch, spec))
+        if spec.kind == "segmentation":
+            return summarise(logits, batch["label"])
+        return {"probs": jax.nn.softmax(logits)}
+
+    return on_own_samples(outputs, layout, PartitionSpec(None, AXES))
+
+
 def predict_split(
     network: MultiExitNetwork, variables: PyTree, split: Split, batch_size: int
 ) -> ExitPredictions:
@@ -110,16 +131,9 @@ def predict_split(
       InputError: nothing is labelled in an image.
     """
     dense = split.spec.kind == "segmentation"
-
-    def outputs(variables, batch):
-        logits = network.apply(variables, inputs.evaluation_inputs(batch, split.spec))
-        if dense:
-            return summarise(logits, batch["label"])
-        return {"probs": jax.nn.softmax(logits)}
-
     # Of several processes each predicts everything, on its own devices.
     layout = make_layout(devices=jax.local_devices())
-    step = on_own_samples(outputs, layout, PartitionSpec(None, AXES))
+    step = make_predict_step(network, split.spec, layout)
     variables = jax.device_put(variables, layout.replicated)
     size = layout.padded(batch_size)
     found, positions, labels, ids = [], [], [], []

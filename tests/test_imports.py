@@ -36,6 +36,7 @@ ORDER = (
     ("frontier_file",),
     ("frontier",),
     ("execution",),
+    ("scale",),
     ("report",),
     ("demo",),
     ("arguments",),

@@ -52,6 +52,20 @@ def useful_devices() -> Devices:
     return devices[:1] if devices[0].platform == "cpu" else devices
 
 
+def filled_up(count: int, devices: Devices) -> int:
+    """The least number of fits, at least so many, that the devices share evenly."""
+    return -(-count // len(devices)) * len(devices)
+
+
+def jitted_over(function: Fits, devices: Devices) -> Callable[[PyTree, PyTree], PyTree]:
+    """`over_devices` for a number of fits that the devices share evenly, its results on them."""
+    mesh = jax.sharding.Mesh(np.asarray(devices), ("fits",))
+    one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("fits")
+    return jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=(one, many), out_specs=many, check_vma=False)
+    )
+
+
 def over_devices(function: Fits, devices: Devices) -> Fits:
     """A function of many fits, jitted, each device taking its share of them.
 
@@ -66,17 +80,12 @@ def over_devices(function: Fits, devices: Devices) -> Fits:
     Returns:
       The same, of NumPy results, for all fits.
     """
-    mesh = jax.sharding.Mesh(np.asarray(devices), ("fits",))
-    one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("fits")
-    sharded = jax.jit(
-        jax.shard_map(function, mesh=mesh, in_specs=(one, many), out_specs=many, check_vma=False)
-    )
+    sharded = jitted_over(function, devices)
 
     def run(shared: PyTree, fits: PyTree) -> PyTree:
         count = len(jax.tree.leaves(fits)[0])
-        each = -(-count // mesh.size)
         # Filled up by fits from the front, whose second results are thrown away.
-        places = np.arange(each * mesh.size) % count
+        places = np.arange(filled_up(count, devices)) % count
         filled = jax.tree.map(lambda leaf: leaf[places], fits)
         return jax.tree.map(lambda leaf: np.asarray(leaf)[:count], sharded(shared, filled))
 

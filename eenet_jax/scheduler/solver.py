@@ -8,7 +8,7 @@ was not fitted on.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,14 @@ from jaxtyping import Bool, Float, Int, UInt8
 from eenet_jax.errors import InputError
 from eenet_jax.scheduler.distribution import cost_levels, fit_distributions, price_grid
 from eenet_jax.scheduler.logistic import LogisticWeights, fit_logistic
-from eenet_jax.scheduler.parallel import Devices, chunk_size, over_devices, useful_devices
+from eenet_jax.scheduler.parallel import (
+    Devices,
+    chunk_size,
+    filled_up,
+    jitted_over,
+    over_devices,
+    useful_devices,
+)
 from eenet_jax.scheduler.settings import (
     check_number,
     check_whole,
@@ -185,8 +192,46 @@ class _Found(NamedTuple):
     held_out_exits: UInt8[Array, "fits budgets samples"]
 
 
+def lower_solve(
+    samples: Samples,
+    num_classes: int,
+    num_budgets: int,
+    settings: SolverSettings,
+    devices: Devices,
+) -> jax.stages.Lowered:
+    """The program of `solve`, for devices that need not be there.
+
+    Args:
+      samples: Shapes and dtypes.
+      num_classes: C.
+      num_budgets: How many budgets.
+      settings: How to fit.
+      devices: That share the fits.
+    """
+    exits, count = samples.correct.shape
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    shared = _Shared(
+        samples=samples,
+        levels=array(exits),
+        prices=array(settings.prices),
+        budgets=array(num_budgets),
+        held_out=array(settings.folds, count, dtype=jnp.bool_),
+    )
+    scores = len(settings.score_measures) + len(settings.gain_shares)
+    fits = filled_up(scores * (1 + settings.folds), devices)
+    run = jitted_over(_fit_pairs(settings, num_classes), devices)
+    return run.lower(shared, array(fits, 2, dtype=jnp.int32))  # pyright: ignore
+
+
 @functools.cache
 def _program(settings: SolverSettings, num_classes: int, devices: Devices):
+    return over_devices(_fit_pairs(settings, num_classes), devices)
+
+
+def _fit_pairs(settings: SolverSettings, num_classes: int):
     """Of (score, set) pairs: set 0 is all samples, set f all but those of fold f."""
 
     def fit(shared: _Shared, pairs):
@@ -199,7 +244,7 @@ def _program(settings: SolverSettings, num_classes: int, devices: Devices):
         own = jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], len(pairs), axis=0), chances)
         return _Found(own, found, exits)
 
-    return over_devices(fit, devices)
+    return fit
 
 
 def _pairs(*lengths: int) -> list[Int[np.ndarray, " fits"]]:

@@ -33,7 +33,7 @@ def train(
 ) -> TrainState:
     """Train on all devices, or continue the run in `out` from its last checkpoint.
 
-    Where there are several processes, each calls this, after `processes.join`.
+    Where there are several processes, each calls this, inside of `processes.joined`.
 
     Args:
       config: Of the run.
@@ -70,10 +70,10 @@ def train(
         folder.claim(config, str(Path(data_dir).resolve()))
         folder.keep_tokenizer(config.data)
     synchronise("the run's folder is claimed")
-    keep = config.training.keep_checkpoints
+    keep, told = config.training.keep_checkpoints, warn if is_first() else _silent
     with (
-        Checkpoints(folder.checkpoints, keep, warn) as checkpoints,
-        Checkpoints(folder.best, 1, warn) as best,
+        Checkpoints(folder.checkpoints, keep, told) as checkpoints,
+        Checkpoints(folder.best, 1, told) as best,
         Preemption() as preemption,
     ):
         return trainer.run(batches, checkpoints, best, preemption)
@@ -100,6 +100,10 @@ def evaluate(
         "loss": float(sum(float(each["loss"]) for each in sums) / count),
         "accuracy": [float(value) for value in correct / count],
     }
+
+
+def _silent(line: str) -> None:
+    """What all processes find out is told once."""
 
 
 class _Trainer:

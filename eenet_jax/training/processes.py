@@ -7,9 +7,10 @@ import jax
 from jax.experimental import multihost_utils
 
 from eenet_jax.errors import InputError
+from eenet_jax.training.watch import Watch
 
-HEARTBEAT_SECONDS = 20
-"""After so long without a sign of life a process counts as dead."""
+SHUTDOWN_SECONDS = 20
+"""How long a process that ends waits for the others."""
 
 
 @contextlib.contextmanager
@@ -28,6 +29,9 @@ def joined(
       num_processes: How many there are.
       process_id: This one's number, from 0.
 
+    Where another process dies, this one ends with status `watch.EXIT_STATUS` and a line that names
+    it.
+
     Raises:
       InputError: nothing tells of the others, or they don't answer.
     """
@@ -37,9 +41,18 @@ def joined(
         return
     _join(*given)
     try:
-        yield
-    finally:
+        with Watch() as watch:
+            try:
+                yield
+            except jax.errors.JaxRuntimeError:
+                # Talking to a process that has died fails before it is known which one it was.
+                watch.wait_for_verdict()
+                raise
+    except SystemExit:
+        # All end like this together.
         jax.distributed.shutdown()
+        raise
+    jax.distributed.shutdown()
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -57,11 +70,7 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
         )
     try:
         jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            coordinator, num_processes, process_id, shutdown_timeout_seconds=SHUTDOWN_SECONDS
         )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

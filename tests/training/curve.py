@@ -4,7 +4,8 @@
 
 VARIANTS is a JSON list of objects with any of: `devices`, `fsdp`, `network` ("cnn", or "bert",
 which has no BatchNorm), `training` (settings), `learning_rate`, `steps`, `save` (a folder to write
-the last state to), `restore` (one to begin from).
+the last state to), `restore` (one to begin from), `evaluate` (whether the validation loss and
+accuracies follow the losses).
 """
 
 import json
@@ -20,10 +21,11 @@ from eenet_jax import networks
 from eenet_jax.data import datasets, pipeline
 from eenet_jax.training import processes
 from eenet_jax.training.checkpoint import Checkpoints, describe
+from eenet_jax.training.loop import evaluate
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.sharding import make_layout
 from eenet_jax.training.state import create_state
-from eenet_jax.training.step import make_train_step
+from eenet_jax.training.step import make_eval_step, make_train_step
 
 BATCH_SIZE = 48
 EPOCH_STEPS = 5
@@ -106,6 +108,12 @@ def curve(variant: dict[str, Any]) -> list[float]:
     if "save" in variant:
         with Checkpoints(Path(variant["save"]), 2, print) as checkpoints:
             checkpoints.save(state, batches.get_state(), {"network": describe(network)})
+    if variant.get("evaluate"):
+        split = datasets.open_split("digits", "val", val_size=1200)
+        measured = make_eval_step(network, config, spec, layout)
+        # A batch that doesn't divide, of samples that don't either: padded, and masked.
+        found = evaluate(measured, state.variables, split, 333, layout)
+        losses += [found["loss"], *found["accuracy"]]
     return losses
 
 

@@ -42,6 +42,29 @@ def test_joint_cross_entropy_is_the_weighted_sum_of_mean_cross_entropies(kind):
     assert float(joint_cross_entropy(LOGITS, LABELS, weights)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_smoothed_labels_are_a_mixture_with_all_classes():
+    weights = np.asarray(exit_weights("linear", 3))
+    targets = 0.9 * np.eye(4)[LABELS] + 0.1 / 4
+    expected = weights @ [-(targets * np.log(softmax(each))).sum(-1).mean() for each in LOGITS]
+    found = joint_cross_entropy(LOGITS, LABELS, weights, smoothing=0.1)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole_of_it():
+    weights = exit_weights("linear", 3)
+    labels = np.asarray([0, -1, 2, 3, -1], np.int32)
+    count = jnp.asarray(3)
+    for loss, extra in (
+        (joint_cross_entropy, (weights, 0.1)),
+        (lambda logits, labels, *rest: self_distillation(logits, labels >= 0, *rest), (3.0,)),
+    ):
+        whole = float(loss(LOGITS, labels, *extra))
+        parts = [
+            loss(LOGITS[:, at], labels[at], *extra, count) for at in np.split(np.arange(5), [2])
+        ]
+        assert float(sum(parts)) == pytest.approx(whole, rel=1e-5)
+
+
 def test_equal_logits_cost_log_classes():
     value = joint_cross_entropy(jnp.zeros((2, 3, 10)), jnp.arange(3), exit_weights("linear", 2))
     assert float(value) == pytest.approx(np.log(10))

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_run import tiny_config
 
 from eenet_jax.config import TrainingConfig
 from eenet_jax.errors import InputError
-from eenet_jax.training.optimizer import learning_rate, optimizer
+from eenet_jax.training.optimizer import learning_rate, optimizer, scaled
 
 
 def rates(config, steps_per_epoch, steps):
@@ -20,6 +21,13 @@ def test_the_published_schedule_divides_by_ten_at_epochs_50_and_100():
     steps = [0, 50 * spe - 1, 50 * spe, 100 * spe - 1, 100 * spe, 150 * spe - 1]
     expected = [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     np.testing.assert_allclose(rates(TrainingConfig(), spe, steps), expected, rtol=1e-6)
+
+
+def test_the_rate_grows_with_the_batch_where_it_is_meant_for_another():
+    config = tiny_config(learning_rate=0.2, reference_batch_size=26)
+    assert config.data.batch_size == 78
+    assert scaled(config).learning_rate == pytest.approx(0.6)
+    assert scaled(tiny_config(learning_rate=0.2)).learning_rate == 0.2
 
 
 def test_warm_up_is_linear_and_shifts_no_border():

@@ -131,9 +131,9 @@ def test_accumulated_parts_give_one_devices_curve_with_batchnorm():
 
 def test_a_checkpoint_goes_on_with_other_devices_and_processes(tmp_path):
     kept = str(tmp_path / "kept")
-    begun, whole = alone([{"fsdp": 4, "steps": 8, "save": kept}, {"devices": 1}])
+    begun, whole = alone([{"fsdp": 4, "steps": 8, "save": kept}, {"devices": 1, "evaluate": True}])
     assert_same([begun], whole[:8], 1e-9)
-    rest = {"restore": kept, "steps": 12}
+    rest = {"restore": kept, "steps": 12, "evaluate": True}
     assert_same(alone([{"devices": 1, **rest}]), whole[8:], 1e-9)
     assert_same(together([rest, {"fsdp": 8, **rest}]), whole[8:], 1e-9)
 

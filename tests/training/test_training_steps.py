@@ -116,6 +116,48 @@ def test_one_step_is_the_gradient_of_the_joint_loss_and_one_momentum_update(
     assert all(jax.tree.leaves(moved))
 
 
+def test_the_average_forgets_the_first_weights_soon_and_is_what_is_evaluated(
+    start, network, split, batch
+):
+    step = stepper(network, split, config_of(distillation_weight=0.0, ema_decay=0.9))
+    state = start()
+    state = dataclasses.replace(state, average=jax.tree.map(jnp.array, dict(state.variables)))
+    expected = host(state.variables)
+    for taken in range(1, 4):
+        state, _ = step(state, batch)
+        decay = min(0.9, (1 + taken) / (10 + taken))
+        newest = host({"params": state.params, "batch_stats": state.batch_stats})
+        expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, newest)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        host(state.variables),
+        expected,
+    )
+
+
+def test_rematerialised_stages_give_the_same_step(start, network, split, batch, plain):
+    again = stepper(network, split, config_of(distillation_weight=0.0, rematerialise=True))
+    (ours, metrics), (theirs, expected) = again(start(), batch), plain(start(), batch)
+    assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), host(ours), host(theirs))
+
+
+def test_bfloat16_is_for_activations_alone(start, network, split, batch, plain):
+    half = stepper(network, split, config_of(distillation_weight=0.0, compute_dtype="bfloat16"))
+    (ours, metrics), (theirs, expected) = half(start(), batch), plain(start(), batch)
+    assert metrics["loss"].dtype == jnp.float32
+    assert jax.tree.map(lambda a: a.dtype, ours) == jax.tree.map(lambda a: a.dtype, theirs)
+    loss, wide = float(metrics["loss"]), float(expected["loss"])
+    assert loss == pytest.approx(wide, rel=2e-2)
+    assert loss != wide
+    # Statistics are summed in float32: as far off as their inputs are, and no further.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=3e-2, atol=3e-3),
+        host(ours.batch_stats),
+        host(theirs.batch_stats),
+    )
+
+
 def test_distillation_begins_exactly_at_its_share_of_the_steps(
     start, network, split, batch, plain, forward
 ):

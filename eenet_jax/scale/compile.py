@@ -1,0 +1,213 @@
+"""`eenet compile`: a run's programs for a slice, what each takes, and whether they fit."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from eenet_jax.artifacts import write_json
+from eenet_jax.config import ExperimentConfig
+from eenet_jax.errors import InputError
+from eenet_jax.scale.chips import Chip, chip_of
+from eenet_jax.scale.measured import Compiled, compile_program
+from eenet_jax.scale.programs import RunPrograms
+from eenet_jax.scale.solver_program import lower_solver
+from eenet_jax.scale.topology import topology_devices
+from eenet_jax.training.sharding import Layout, make_layout
+
+LARGEST = "largest"
+MOST_SAMPLES_A_CHIP = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SliceReport:
+    """What a run would take on a slice.
+
+    Attributes:
+      topology: The slice, such as "v5e:4x4".
+      devices: Chips in it.
+      fsdp: Over how many of them the weights are cut.
+      batch_size: Of a training step, all chips together.
+      config: Of the run.
+      programs: By name: "train_step", "predict_step" and "solver".
+      weight_bytes: Of the network's weights, float32, one set.
+      versions: Of JAX and of the compiler.
+    """
+
+    topology: str
+    devices: int
+    fsdp: int
+    batch_size: int
+    config: ExperimentConfig
+    programs: Mapping[str, Compiled]
+    weight_bytes: int
+    versions: Mapping[str, str]
+
+    @property
+    def chip(self) -> Chip:
+        """Of the slice."""
+        return chip_of(self.topology)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every program does."""
+        return all(program.fits for program in self.programs.values())
+
+    def verdict(self) -> str:
+        """Fits or not, and what to change."""
+        if self.fits:
+            used = max(program.memory_bytes for program in self.programs.values())
+            return f"fits: {used / 1e9:.1f} of {self.chip.memory_bytes / 1e9:.0f} GB a chip"
+        failing = [name for name, program in self.programs.items() if not program.fits]
+        changes = [f"fewer samples than --batch {self.batch_size}"]
+        training = self.config.training
+        if not training.rematerialise:
+            changes.append("--training.rematerialise")
+        if training.compute_dtype == "float32":
+            changes.append("--training.compute-dtype bfloat16")
+        if self.devices > self.fsdp:
+            changes.append("a larger --fsdp")
+        changes.append("more --training.micro-batches")
+        return f"does not fit ({', '.join(failing)}): try {', or '.join(changes)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "topology": self.topology,
+            "devices": self.devices,
+            "fsdp": self.fsdp,
+            "batch_size": self.batch_size,
+            "config": self.config.to_json(),
+            "chip": dataclasses.asdict(self.chip),
+            "weight_bytes": self.weight_bytes,
+            "versions": dict(self.versions),
+            "fits": self.fits,
+            "verdict": self.verdict(),
+            "programs": {name: self._program(each) for name, each in self.programs.items()},
+        }
+
+    def _program(self, program: Compiled) -> dict[str, Any]:
+        described = dataclasses.asdict(program)
+        if program.fits:
+            described["intensity"] = program.intensity
+            described["bound_seconds"] = program.bound_seconds(self.chip)
+        return described
+
+
+def compile_run(
+    config: ExperimentConfig, topology: str, *, batch: int | str | None = None, fsdp: int = 1
+) -> SliceReport:
+    """Compile a run's training step, its predictions and the scheduler's fit for a slice.
+
+    Args:
+      config: Of the run; its data need not be there.
+      topology: A chip and a slice, such as "v5e:4x4".
+      batch: Samples of a training step, all chips together; the config's by default. "largest"
+        is the largest power of two a chip that fits.
+      fsdp: Over how many chips the weights are cut.
+
+    Raises:
+      InputError: the TPU compiler or the slice is not there, or the batch doesn't divide.
+    """
+    devices = topology_devices(topology)
+    layout = make_layout(fsdp, devices)
+    if batch == LARGEST:
+        config, step = _largest(config, layout)
+    else:
+        config = _with_batch(config, _batch_size(batch, config))
+        step = _train_step(config, layout)
+    programs = RunPrograms(config=config, layout=layout)
+    predict = compile_program(
+        "predict_step", programs.predict_step(), layout.padded(config.data.eval_batch_size)
+    )
+    host = [device for device in devices if device.process_index == devices[0].process_index]
+    solver = compile_program("solver", lower_solver(config, programs.num_exits, host))
+    return SliceReport(
+        topology=topology,
+        devices=layout.devices,
+        fsdp=fsdp,
+        batch_size=config.data.batch_size,
+        config=config,
+        programs={each.name: each for each in (step, predict, solver)},
+        weight_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(programs.state().params)),
+        versions=_versions(),
+    )
+
+
+def _batch_size(batch: int | str | None, config: ExperimentConfig) -> int:
+    if batch is None:
+        return config.data.batch_size
+    if isinstance(batch, str) and not batch.isdigit():
+        raise InputError(f"batch is '{batch}': give a number of samples, or \"{LARGEST}\"")
+    return int(batch)
+
+
+def _train_step(config: ExperimentConfig, layout: Layout) -> Compiled:
+    lowered = RunPrograms(config=config, layout=layout).train_step()
+    return compile_program("train_step", lowered, config.data.batch_size)
+
+
+def _with_batch(config: ExperimentConfig, size: int) -> ExperimentConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
+
+
+def _largest(config: ExperimentConfig, layout: Layout) -> tuple[ExperimentConfig, Compiled]:
+    """The largest power of two a chip that fits, found by doubling; the least, where none does."""
+    least = layout.devices * config.training.micro_batches
+    size, best = least, None
+    while size <= MOST_SAMPLES_A_CHIP * layout.devices:
+        tried = _with_batch(config, size)
+        step = _train_step(tried, layout)
+        if not step.fits:
+            return best or (tried, step)
+        best, size = (tried, step), 2 * size
+    assert best is not None
+    return best
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
+
+
+def describe(report: SliceReport) -> list[str]:
+    """Lines for a person."""
+    chip = report.chip
+    lines = [
+        f"{report.config.name} on {report.topology}: {report.devices} chips of"
+        f" {chip.memory_bytes / 1e9:.0f} GB, batch {report.batch_size}"
+        f" ({report.batch_size // report.devices} a chip), weights cut over {report.fsdp}"
+    ]
+    for program in report.programs.values():
+        lines += ["", *_described(program, chip)]
+    return [*lines, "", report.verdict()]
+
+
+def _described(program: Compiled, chip: Chip) -> list[str]:
+    head = f"{program.name}: {program.memory_bytes / 1e9:.2f} GB a chip"
+    if not program.fits:
+        return [f"{head}, which does not fit: {program.trouble}"]
+    bounds = program.bound_seconds(chip)
+    limit = max(bounds, key=lambda name: bounds[name])
+    lines = [
+        f"{head}, {program.flops / 1e9:,.1f} GFLOP, {program.bytes_accessed / 1e9:,.2f} GB of"
+        f" memory traffic ({program.intensity:.1f} FLOP a byte), compiled in"
+        f" {program.compile_seconds:.0f} s",
+        f"  at best {1e3 * bounds[limit]:.2f} ms, bound by {limit} ("
+        + ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in bounds.items())
+        + ")",
+    ]
+    if program.samples:
+        rate = program.samples / bounds[limit]
+        lines[-1] += f": {rate:,.0f} samples/s"
+    for kind, (count, total) in program.by_kind().items():
+        lines.append(f"  {count} {kind}: {total / 1e6:,.3f} MB a chip")
+    return lines
+
+
+def write_report(report: SliceReport, path: str | Path) -> None:
+    """As JSON."""
+    write_json(Path(path), report.to_json())

@@ -1,0 +1,101 @@
+"""The programs of a run, lowered for devices that need not be there."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from eenet_jax.config import ExperimentConfig
+from eenet_jax.data import datasets
+from eenet_jax.data.split import DatasetSpec
+from eenet_jax.predictions import make_predict_step
+from eenet_jax.training.network import build_network
+from eenet_jax.training.optimizer import optimizer, scaled
+from eenet_jax.training.sharding import Layout
+from eenet_jax.training.state import TrainState, create_state
+from eenet_jax.training.step import make_train_step
+from eenet_jax.types import PyTree
+
+EPOCH_STEPS = 1000
+"""Of the schedule: any number compiles to the same program."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunPrograms:
+    """The network of a run and its steps, on some layout.
+
+    Attributes:
+      config: Of the run; its batch sizes count.
+      layout: Of the devices.
+    """
+
+    config: ExperimentConfig
+    layout: Layout
+
+    def __post_init__(self):
+        training = self.config.training
+        self.layout.check_batch(self.config.data.batch_size, training.micro_batches)
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """Of the data set, which need not be prepared."""
+        return datasets.get_configured(self.config.data)
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return build_network(self.config, self.spec).num_exits
+
+    def train_step(self) -> jax.stages.Lowered:
+        """One step of training."""
+        training = scaled(self.config)
+        network, made = build_network(self.config, self.spec), optimizer(training, EPOCH_STEPS)
+        total = training.epochs * EPOCH_STEPS
+        step = make_train_step(network, made, self.config, self.spec, total, self.layout)
+        return _lower(step, self.state(), self._batch(self.config.data.batch_size))
+
+    def predict_step(self) -> jax.stages.Lowered:
+        """Softmax outputs of every exit for one batch of evaluation."""
+        network = build_network(self.config, self.spec)
+        step = make_predict_step(network, self.spec, self.layout)
+        state = self.state()
+        whole = jax.tree.map(lambda leaf: _placed(leaf, self.layout.replicated), state.variables)
+        size = self.layout.padded(self.config.data.eval_batch_size)
+        batch = self._batch(size)
+        batch["mask"] = jax.ShapeDtypeStruct((size,), jnp.bool_, sharding=self.layout.batch)
+        return _lower(step, whole, batch)
+
+    def state(self) -> TrainState:
+        """The training state's shapes, and where they lie."""
+        network, training = build_network(self.config, self.spec), scaled(self.config)
+        made, averages = optimizer(training, EPOCH_STEPS), training.ema_decay > 0
+        key = jax.random.key(0)
+        shapes = jax.eval_shape(lambda: create_state(network.init, made, key, averages))
+        return self.layout.abstract(shapes)
+
+    def _batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """What `pipeline` gives of the data set: the longest texts, whole images."""
+        spec, data = self.spec, self.config.data
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), jnp.int32)}
+        if spec.kind == "text":
+            names = ("input_ids", "attention_mask")
+            shapes |= dict.fromkeys(names, ((data.max_length,), jnp.int32))
+        else:
+            shapes["image"] = (tuple(spec.image_shape), jnp.uint8)
+        if spec.kind == "segmentation":
+            shapes["label"] = (tuple(spec.image_shape[:2]), jnp.int32)
+        return {
+            name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=self.layout.batch)
+            for name, (shape, dtype) in shapes.items()
+        }
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+
+def _lower(step: Callable, *arguments: PyTree) -> jax.stages.Lowered:
+    return step.lower(*arguments)  # pyright: ignore: a jitted function has it.

@@ -1,0 +1,37 @@
+"""The devices of a TPU slice that is not there."""
+
+import importlib.util
+import os
+from typing import Any
+
+from jax.experimental import topologies
+
+from eenet_jax.errors import InputError
+from eenet_jax.scale.chips import chip_of
+
+
+def topology_devices(topology: str) -> list[Any]:
+    """Devices to compile for, as JAX describes them; nothing can run on them.
+
+    Args:
+      topology: A chip and a slice, such as "v5e:4x4".
+
+    Raises:
+      InputError: the TPU compiler is not installed, or knows no such slice.
+    """
+    chip_of(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            f"the TPU compiler, which topology '{topology}' takes, is not installed: pip install"
+            " libtpu (137 MB; no TPU is needed)"
+        )
+    # Without it the compiler asks the network for the machine's TPU, which may not be one.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        return list(topologies.get_topology_desc(topology, "tpu").devices)
+    except Exception as error:  # Whatever the plug-in raises of a slice that it doesn't know.
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"topology '{topology}' is none that the TPU compiler knows ({reason}): give one"
+            " such as v5e:2x2, v5e:4x4 or v5e:16x16"
+        ) from None

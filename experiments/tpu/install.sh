@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# On every host: the bucket as a folder, and this repository with the TPU's JAX.
+set -euo pipefail
+. "$(dirname "$0")/settings.sh"
+on_all_hosts "
+  set -e
+  command -v gcsfuse >/dev/null || { echo 'install gcsfuse first: docs/tpu.md'; exit 1; }
+  mkdir -p bucket
+  mountpoint -q bucket || gcsfuse --implicit-dirs '$BUCKET' bucket
+  [ -d eenet_jax ] || git clone -q '$REPOSITORY' eenet_jax
+  cd eenet_jax && git fetch -q && git checkout -q '$REVISION'
+  python3 -m venv .venv
+  .venv/bin/pip install -q -e '.[tpu,imagenet]' -c constraints.txt
+  ln -sfn ~/bucket/data data
+"

@@ -1,0 +1,17 @@
+# What the other scripts use; every value can be given in the environment instead.
+: "${PROJECT:?your Google Cloud project}"
+: "${BUCKET:?the name of your bucket, without gs://}"
+: "${ZONE:=us-west4-a}"
+: "${NAME:=eenet}"
+# v5litepod-8 is one host of eight v5e chips, v5litepod-256 the 16x16 slice of 32 hosts.
+: "${TYPE:=v5litepod-8}"
+: "${RUNTIME:=v2-alpha-tpuv5-lite}"
+: "${CONFIG:=imagenet_msdnet35}"
+# A commit or a tag of this repository, the same on every host.
+: "${REVISION:=main}"
+: "${REPOSITORY:?where this repository is cloned from}"
+
+on_all_hosts() {
+  gcloud compute tpus tpu-vm ssh "$NAME" --project "$PROJECT" --zone "$ZONE" --worker=all \
+    --command="$1"
+}

@@ -1,0 +1,78 @@
+"""Collectives are read off a program's text: kinds, whole arrays' bytes, asynchronous ones once."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from eenet_jax.errors import InputError
+from eenet_jax.scale.chips import CHIPS, chip_of
+from eenet_jax.scale.collectives import Collective, collectives
+from eenet_jax.scale.measured import Compiled, compile_program
+from eenet_jax.training.sharding import make_layout
+
+# As the TPU compiler writes them.
+PROGRAM = """
+  %all-reduce.1 = (f32[16]{0:T(128)}, f32[3,3,16,32]{3,2,1,0:T(8,128)}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1,2,3}}, metadata={op_name="jit(step)/mean"}
+  %all-gather-start.2 = (f32[4,64]{1,0}, f32[16,64]{1,0}) all-gather-start(%c), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+  %all-gather-done.2 = f32[16,64]{1,0} all-gather-done(%all-gather-start.2)
+  %reduce-scatter.3 = bf16[4,64]{1,0} reduce-scatter(%d), channel_id=3, replica_groups=[2,2]<=[4], dimensions={0}, metadata={op_name="jit(step)/transpose"}
+  %collective-permute-start.4 = (u8[8]{0}, u8[8]{0}, u32[], u32[]) collective-permute-start(%e), channel_id=4
+  ROOT %add.5 = f32[] add(%f, %g), metadata={op_name="all-reduce("}
+"""  # noqa: E501
+
+
+def test_a_programs_text_is_read():
+    assert collectives(PROGRAM) == [
+        Collective(
+            kind="all-reduce", bytes=4 * (16 + 3 * 3 * 16 * 32), arrays=2, source="jit(step)/mean"
+        ),
+        Collective(kind="all-gather", bytes=4 * 16 * 64, arrays=1, source=""),
+        Collective(
+            kind="reduce-scatter", bytes=2 * 2 * 4 * 64, arrays=1, source="jit(step)/transpose"
+        ),
+        Collective(kind="collective-permute", bytes=8, arrays=1, source=""),
+    ]
+
+
+def test_what_is_compiled_here_sends_what_was_asked_for():
+    layout = make_layout()
+    rows = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=layout.batch)
+    total = compile_program("sum", jax.jit(lambda x: x.sum(0)).lower(rows), samples=8)
+    assert total.by_kind() == {"all-reduce": (1, 4 * 64)}
+    assert total.fits
+    # Its half of the rows, and the sums.
+    assert total.memory_bytes >= 4 * (4 * 64 + 64)
+    assert total.samples == 8
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(layout.mesh, PartitionSpec()))
+    gathered = compile_program("gather", whole.lower(rows))
+    assert gathered.by_kind() == {"all-gather": (1, 4 * 8 * 64)}
+
+
+def test_the_roofline_is_the_greatest_of_three_times():
+    chip = CHIPS["v5e"]
+    sent = (
+        Collective(kind="all-reduce", bytes=10**9, arrays=1, source=""),
+        Collective(kind="all-gather", bytes=10**9, arrays=1, source=""),
+    )
+    program = Compiled(
+        name="p", samples=1, compile_seconds=0.0, memory_bytes=1.0, fits=True,
+        flops=197e12, bytes_accessed=819e9 * 2, collectives=sent,
+    )  # fmt: skip
+    assert program.bound_seconds(chip) == pytest.approx(
+        {"arithmetic": 1.0, "memory": 2.0, "links": 3e9 / 200e9}
+    )
+    assert program.intensity == pytest.approx(197e12 / (2 * 819e9))
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [
+        ("v5e", "give a chip and a slice"),
+        ("v5e:4xfour", "give a chip and a slice"),
+        ("v9:4x4", "choose one of v4, v5e"),
+    ],
+)
+def test_a_slice_that_is_none_is_named(topology, words):
+    with pytest.raises(InputError, match=words):
+        chip_of(topology)
