@@ -76,14 +76,14 @@ def _crop(
     images: Images, pad: int, offsets: Int[Array, "batch 2"], flips: Bool[Array, " batch"] | None
 ) -> Images:
     # One gather for crop and flip together: on CPU a third faster than sliced images.
-    batch, height, width, _ = images.shape
+    _, height, width, _ = images.shape
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     rows = offsets[:, :1] + jnp.arange(height)[None]
     columns = offsets[:, 1:] + jnp.arange(width)[None]
     if flips is not None:
         columns = jnp.where(flips[:, None], columns[:, ::-1], columns)
-    samples = jnp.arange(batch)[:, None, None]
-    return padded[samples, rows[:, :, None], columns[:, None, :]]
+    # Image by image, so that devices which share a batch need nothing of each other's.
+    return jax.vmap(lambda image, r, c: image[r[:, None], c[None]])(padded, rows, columns)
 
 
 def _none(key: Key[Array, ""], images: Images) -> Images:

@@ -130,5 +130,5 @@ def _nearest(
 
 
 def _at(array, rows: Int[Array, "batch crop_height"], columns: Int[Array, "batch crop_width"]):
-    samples = jnp.arange(len(array))[:, None, None]
-    return array[samples, rows[:, :, None], columns[:, None, :]]
+    # Image by image, so that devices which share a batch need nothing of each other's.
+    return jax.vmap(lambda each, r, c: each[r[:, None], c[None]])(array, rows, columns)

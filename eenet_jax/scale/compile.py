@@ -1,6 +1,7 @@
 """`eenet compile`: a run's programs for a slice, what each takes, and whether they fit."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from eenet_jax.training.sharding import Layout, make_layout
 
 LARGEST = "largest"
 MOST_SAMPLES_A_CHIP = 4096
+FIRST_TRIED = 8
+"""Samples a chip."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +117,7 @@ def compile_run(
     devices = topology_devices(topology)
     layout = make_layout(fsdp, devices)
     if batch == LARGEST:
-        config, step = _largest(config, layout)
+        config, step = _largest(config, layout, chip_of(topology))
     else:
         config = _with_batch(config, _batch_size(batch, config))
         step = _train_step(config, layout)
@@ -153,18 +156,32 @@ def _with_batch(config: ExperimentConfig, size: int) -> ExperimentConfig:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
 
 
-def _largest(config: ExperimentConfig, layout: Layout) -> tuple[ExperimentConfig, Compiled]:
-    """The largest power of two a chip that fits, found by doubling; the least, where none does."""
+def _largest(
+    config: ExperimentConfig, layout: Layout, chip: Chip
+) -> tuple[ExperimentConfig, Compiled]:
+    """The largest power of two a chip that fits; the least, where none does.
+
+    Memory grows in proportion to the samples: one compilation says where to look.
+    """
     least = layout.devices * config.training.micro_batches
-    size, best = least, None
-    while size <= MOST_SAMPLES_A_CHIP * layout.devices:
-        tried = _with_batch(config, size)
-        step = _train_step(tried, layout)
-        if not step.fits:
-            return best or (tried, step)
-        best, size = (tried, step), 2 * size
-    assert best is not None
-    return best
+    size = FIRST_TRIED * least
+    tried = {size: _train_step(_with_batch(config, size), layout)}
+    if tried[size].fits:
+        state = RunPrograms(config=_with_batch(config, size), layout=layout).state_bytes
+        each = max(1.0, tried[size].memory_bytes - state) / size
+        most = max(least, (chip.memory_bytes - state) / each)
+        size = least << int(math.log2(min(most, MOST_SAMPLES_A_CHIP * layout.devices) / least))
+
+    def fits(size: int) -> bool:
+        if size not in tried:
+            tried[size] = _train_step(_with_batch(config, size), layout)
+        return tried[size].fits
+
+    while size > least and not fits(size):
+        size //= 2
+    while fits(size) and 2 * size <= MOST_SAMPLES_A_CHIP * layout.devices and fits(2 * size):
+        size *= 2
+    return _with_batch(config, size), tried[size]
 
 
 def _versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The programs of a run, lowered for devices that need not be there."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,6 +76,14 @@ class RunPrograms:
         key = jax.random.key(0)
         shapes = jax.eval_shape(lambda: create_state(network.init, made, key, averages))
         return self.layout.abstract(shapes)
+
+    @property
+    def state_bytes(self) -> int:
+        """Of a device: its part of the training state."""
+        return sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(self.state())
+        )
 
     def _batch(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What `pipeline` gives of the data set: the longest texts, whole images."""

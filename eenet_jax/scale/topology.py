@@ -9,6 +9,16 @@ from jax.experimental import topologies
 from eenet_jax.errors import InputError
 from eenet_jax.scale.chips import chip_of
 
+_NO_MACHINE = {
+    # Else the compiler asks the network for the TPU that this machine is part of, and complains.
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "none",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
 
 def topology_devices(topology: str) -> list[Any]:
     """Devices to compile for, as JAX describes them; nothing can run on them.
@@ -25,8 +35,8 @@ def topology_devices(topology: str) -> list[Any]:
             f"the TPU compiler, which topology '{topology}' takes, is not installed: pip install"
             " libtpu (137 MB; no TPU is needed)"
         )
-    # Without it the compiler asks the network for the machine's TPU, which may not be one.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name, value in _NO_MACHINE.items():
+        os.environ.setdefault(name, value)
     try:
         return list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:  # Whatever the plug-in raises of a slice that it doesn't know.

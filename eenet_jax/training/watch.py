@@ -27,8 +27,8 @@ class Watch:
 
     Left to themselves, processes wait in a collective for ever for one that has died, or end with
     a message that doesn't say which. Only where process 0 dies is JAX always faster: the
-    coordination service is that process's, and JAX aborts when it is gone, saying so of its "leader task". Signs of life
-    are kept in that service, whose client JAX does not make public.
+    coordination service is that process's, and JAX aborts when it is gone, saying so of its
+    "leader task". Signs of life are kept in that service, whose client JAX does not make public.
     """
 
     def __init__(self):

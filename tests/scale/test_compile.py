@@ -1,0 +1,89 @@
+"""The largest batch is found in few compilations; a report says what to change."""
+
+import dataclasses
+
+import pytest
+from tiny_run import tiny_config
+
+from eenet_jax.errors import InputError
+from eenet_jax.scale import compile as scale
+from eenet_jax.scale.chips import CHIPS
+from eenet_jax.scale.expected import expected_bytes
+from eenet_jax.scale.measured import Compiled, compile_program
+from eenet_jax.scale.programs import RunPrograms
+from eenet_jax.scale.solver_program import lower_solver
+from eenet_jax.training.sharding import make_layout
+
+CHIP = dataclasses.replace(CHIPS["v5e"], memory_bytes=1e6)
+
+
+def found(monkeypatch, bytes_a_sample, fits_up_to):
+    """The batch that is found, and those that were compiled, where memory grows like this."""
+    compiled = []
+
+    def step(config, layout):
+        size = config.data.batch_size
+        compiled.append(size)
+        return Compiled(
+            name="train_step",
+            samples=size,
+            compile_seconds=0.0,
+            memory_bytes=RunPrograms(config=config, layout=layout).state_bytes
+            + bytes_a_sample * size,
+            fits=size <= fits_up_to,
+        )
+
+    monkeypatch.setattr(scale, "_train_step", step)
+    config, chosen = scale._largest(tiny_config(), make_layout(), CHIP)
+    assert chosen.samples == config.data.batch_size
+    return config.data.batch_size, compiled
+
+
+def test_one_compilation_says_where_the_largest_batch_is(monkeypatch):
+    # Two devices; a megabyte holds 1,000 samples, of which 512 are a power of two.
+    assert found(monkeypatch, 990.0, 1000) == (512, [16, 512, 1024])
+    # Memory may grow faster or slower than the first said.
+    assert found(monkeypatch, 990.0, 300) == (256, [16, 512, 256])
+    assert found(monkeypatch, 990.0, 5000) == (4096, [16, 512, 1024, 2048, 4096, 8192])
+    assert found(monkeypatch, 990.0, 2) == (2, [16, 8, 4, 2])
+    assert found(monkeypatch, 990.0, 0)[0] == 2
+
+
+def test_a_runs_programs_are_lowered_without_its_data_and_send_what_arithmetic_says():
+    config = tiny_config()
+    layout = make_layout()
+    programs = RunPrograms(config=config, layout=layout)
+    step = compile_program("train_step", programs.train_step(), 78)
+    sent = sum(each.bytes for each in step.collectives)
+    expected = expected_bytes(programs)
+    assert expected.scattered == expected.gathered == 0
+    # The loss and the accuracies of two exits are sent besides.
+    assert expected.reduced <= sent <= 1.1 * expected.total + 64
+    predict = compile_program("predict_step", programs.predict_step(), 700)
+    assert set(predict.by_kind()) <= {"all-gather"}
+    solver = compile_program(
+        "solver", lower_solver(config, 2, list(layout.mesh.devices.ravel()[:1]))
+    )
+    assert solver.fits
+    assert solver.collectives == ()
+
+
+def test_what_does_not_fit_says_what_to_change():
+    broken = Compiled(
+        name="train_step", samples=64, compile_seconds=1.0, memory_bytes=3e10, fits=False
+    )
+    report = scale.SliceReport(
+        topology="v5e:2x2", devices=4, fsdp=1, batch_size=64, config=tiny_config(),
+        programs={"train_step": broken}, weight_bytes=4, versions={},
+    )  # fmt: skip
+    assert report.verdict() == (
+        "does not fit (train_step): try fewer samples than --batch 64, or"
+        " --training.rematerialise, or --training.compute-dtype bfloat16, or a larger --fsdp, or"
+        " more --training.micro-batches"
+    )
+    assert not report.to_json()["fits"]
+
+
+def test_a_batch_that_is_no_number_is_named():
+    with pytest.raises(InputError, match="batch is 'most': give a number of samples"):
+        scale._batch_size("most", tiny_config())
