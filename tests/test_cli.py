@@ -17,6 +17,7 @@ from eenet_jax.types import ExitPredictions
 COSTS = (1.0, 2.5, 4.0)
 OPTIONS = {
     "data": ["--from", "--data-dir", "list", "prepare"],
+    "compile": ["--topology", "--batch", "--fsdp", "--out"],
     "train": ["--out", "--data-dir", "--settings"],
     "predict": ["--splits", "--data-dir"],
     "costs": ["--latency", "--batch-size", "--repeats"],

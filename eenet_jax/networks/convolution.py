@@ -1,0 +1,141 @@
+"""The convolution of every backbone here; its gradients are made differently on a CPU.
+
+XLA's own gradients on a CPU transpose whole batches of feature maps. There the gradient of the
+kernel is a sum over pieces of the batch that a core's cache holds, a matrix product each, and that
+of a strided convolution's input is a plain convolution of what was spread out. Elsewhere both are
+XLA's.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Maps = Float[Array, "batch height width channels"]
+Features = Float[Array, "batch _height _width features"]
+Kernel = Float[Array, "size size channels features"]
+
+PIECE_BYTES = 2**21
+"""Of the patches of a piece; from a half to twice as much takes as long."""
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: Maps, kernel: Kernel, stride: int) -> Features:
+    """A convolution padded by half the kernel's size, without a bias.
+
+    Args:
+      x: Feature maps.
+      kernel: Of an odd size.
+      stride: In pixels, down and across.
+    """
+    return _plain(stride, x, kernel)
+
+
+def _plain(stride: int, x: Array, kernel: Array) -> Array:
+    if kernel.shape[0] == 1:
+        # A matrix product, whose gradient is a third as long on a CPU.
+        return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
+    half = kernel.shape[0] // 2
+    padding = ((half, half), (half, half))
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+
+def _forward(x: Array, kernel: Array, stride: int):
+    return _plain(stride, x, kernel), (x, kernel)
+
+
+def _backward(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    plain = functools.partial(_plain_gradients, stride)
+    # A batch cut over several devices would be gathered for its pieces.
+    if jax.device_count() > 1:
+        return plain(*kept, gradient)
+    in_pieces = functools.partial(_gradients_on_a_cpu, stride)
+    return lax.platform_dependent(*kept, gradient, cpu=in_pieces, default=plain)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _plain_gradients(stride: int, x: Array, kernel: Array, gradient: Array):
+    return jax.vjp(functools.partial(_plain, stride), x, kernel)[1](gradient)
+
+
+def _gradients_on_a_cpu(stride: int, x: Array, kernel: Array, gradient: Array):
+    return (
+        input_gradient(x, kernel, gradient, stride),
+        kernel_gradient(x, kernel, gradient, stride),
+    )
+
+
+def input_gradient(x: Array, kernel: Array, gradient: Array, stride: int) -> Array:
+    """The gradient of `convolve`'s input.
+
+    Args:
+      x: What was convolved.
+      kernel: By what.
+      gradient: Of the result.
+      stride: Of the convolution.
+    """
+    size, sides = kernel.shape[0], x.shape[1:3]
+    if size == 1 or stride == 1:
+        return jax.vjp(lambda x: _plain(stride, x, kernel), x)[1](gradient)[0]
+    # Spread out to the input's size, zeros between: a convolution that XLA has a fast path for.
+    behind = [
+        side - (stride * (out - 1) + 1)
+        for side, out in zip(sides, gradient.shape[1:3], strict=True)
+    ]
+    none, rows, columns = (0, 0, 0), *((0, more, stride - 1) for more in behind)
+    spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), (none, rows, columns, none))
+    return _plain(1, spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+
+
+def kernel_gradient(x: Array, kernel: Array, gradient: Array, stride: int) -> Array:
+    """The gradient of `convolve`'s kernel, summed over pieces of the batch.
+
+    Arguments are those of `input_gradient`.
+    """
+    size, channels, features = kernel.shape[0], *kernel.shape[2:]
+    width = size * size * channels
+    pixels = gradient.shape[1] * gradient.shape[2]
+    piece = _divisor(len(x), PIECE_BYTES // (gradient.dtype.itemsize * pixels * width))
+    # The narrower of both is the one that is transposed.
+    product = "bhwo,bhwp->op" if features < width else "bhwp,bhwo->po"
+    dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+
+    def add(number: Array, total: Array) -> Array:
+        own, coming = (
+            lax.dynamic_slice_in_dim(each, number * piece, piece) for each in (x, gradient)
+        )
+        patches = _patches(own, size, stride, gradient.shape[1:3])
+        pair = (coming, patches) if features < width else (patches, coming)
+        return total + jnp.einsum(product, *pair, preferred_element_type=dtype)
+
+    shape = (features, width) if features < width else (width, features)
+    total = lax.fori_loop(0, len(x) // piece, add, jnp.zeros(shape, dtype))
+    return (total.T if features < width else total).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _patches(x: Array, size: int, stride: int, sides: tuple[int, ...]) -> Array:
+    """[batch, height, width, size · size · channels]: what each pixel of the result sees."""
+    if size == 1:
+        return x[:, ::stride, ::stride]
+    half = size // 2
+    padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    height, width = (stride * (side - 1) + 1 for side in sides)
+    return jnp.concatenate(
+        [
+            padded[:, i : i + height : stride, j : j + width : stride]
+            for i in range(size)
+            for j in range(size)
+        ],
+        axis=-1,
+    )
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is at most so much; 1 at least."""
+    return max(each for each in range(1, number + 1) if number % each == 0 and each <= max(1, most))
