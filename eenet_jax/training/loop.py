@@ -16,6 +16,7 @@ from eenet_jax.data import datasets, pipeline
 from eenet_jax.errors import InputError, warn
 from eenet_jax.training import step as steps
 from eenet_jax.training.checkpoint import Checkpoints, describe
+from eenet_jax.training.memory import keep_memory
 from eenet_jax.training.metrics import MetricsLog, Window
 from eenet_jax.training.network import build_network, check_fits, initial_weights
 from eenet_jax.training.optimizer import learning_rate, optimizer, scaled
@@ -50,6 +51,7 @@ def train(
         divide by the devices, or the loss became NaN (the last good checkpoint is kept).
       Preempted: SIGTERM came; the state is saved.
     """
+    keep_memory()
     layout = make_layout(fsdp)
     layout.check_batch(config.data.batch_size, config.training.micro_batches)
     folder = RunFolder(Path(out))

@@ -1,0 +1,30 @@
+"""Memory that one step frees is kept for the next, on a CPU."""
+
+import ctypes
+import sys
+
+import jax
+
+# Of glibc's malloc.h. -1 is the greatest value: nothing is given back.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_OPTIONS = {_TRIM_THRESHOLD: -1, _MMAP_MAX: 0, _ARENA_MAX: 1}
+
+
+def keep_memory() -> bool:
+    """Have this process keep what its programs free, where it trains on a CPU by glibc.
+
+    A program takes its temporaries, gigabytes of a training step, at once and gives them back at
+    its end. glibc returns them to the system, which clears every page before it hands it out
+    again: a third of a step's time (ResNet-56 with three exits, batch 128, two cores).
+
+    Returns:
+      Whether that is so now; elsewhere nothing is changed.
+    """
+    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    taken = [mallopt(option, value) for option, value in _OPTIONS.items()]
+    return taken == [1] * len(taken)
