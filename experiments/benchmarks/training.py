@@ -18,7 +18,6 @@ The last line is JSON with every figure by name.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -42,8 +41,6 @@ from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.sharding import make_layout
 from eenet_jax.training.state import create_state
 from eenet_jax.training.step import make_train_step
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Before PyTorch reads it.
 
 try:
     import torch
@@ -165,10 +162,16 @@ def peak_bytes(name: str, given: argparse.Namespace) -> int:
 def alone(name: str, config: ExperimentConfig) -> None:
     """Take a few steps, and print how far memory rose."""
     trainer = made_by_name(name, config)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _memory_bytes("VmRSS")
     for batch in random_batches(config.data.batch_size, COMPARED_STEPS):
         trainer.train(batch)
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    print(_memory_bytes("VmHWM") - before)
+
+
+def _memory_bytes(name: str) -> int:
+    """Of this process, as Linux says: VmRSS now, VmHWM at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def pipeline_figures(config: ExperimentConfig) -> dict[str, float]:
@@ -256,4 +259,11 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if (
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE") != "PASSIVE"
+        or "BENCHMARKING" in os.environ
+    ):
+        main()
+    else:
+        # OpenMP reads it as the process starts.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "BENCHMARKING": "1"})

@@ -7,7 +7,7 @@ Command:
     eenet compile imagenet_msdnet35_pod --topology v5e:4x4      # says what it takes, here and now
     CONFIG=imagenet_msdnet35_pod experiments/tpu/train.sh       # on a slice: docs/tpu.md
 Hardware: a slice whose chips share 4,096 images evenly, such as v5e:4x4 or v5e:16x16. Time: not
-measured; docs/tpu.md has the compiler's bound.
+measured.
 Expected: not known until it has been run; no figure of anybody else's is promised here.
 
 Batch 4,096, 200 epochs, SGD with Nesterov momentum 0.9, learning rate 0.1 per 256 images along a
