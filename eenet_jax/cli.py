@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from eenet_jax.arguments import listed, parse, setting
 from eenet_jax.config import ExperimentConfig, find_config
-from eenet_jax.errors import InputError
+from eenet_jax.errors import InputError, told_in_one_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -431,10 +431,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run `eenet VERB …`; bad input ends with one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _dispatch(arguments)
-    except InputError as error:
-        print(f"eenet: {error}", file=sys.stderr)
-        sys.exit(2)
+        with told_in_one_line("eenet"):
+            _dispatch(arguments)
     except KeyboardInterrupt:
         print(
             "eenet: interrupted; a training continues from its last checkpoint if typed again",

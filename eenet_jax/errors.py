@@ -1,6 +1,8 @@
 """The one error a user is meant to read."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -12,6 +14,20 @@ class InputError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
+
+
+@contextlib.contextmanager
+def told_in_one_line(program: str) -> Iterator[None]:
+    """Bad input ends the program with a line on stderr and status 2.
+
+    Args:
+      program: Its name, which the line begins with.
+    """
+    try:
+        yield
+    except InputError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def warn(message: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class SliceReport:
       batch_size: Of a training step, all chips together.
       config: Of the run.
       programs: By name: "train_step", "predict_step" and "solver".
-      weight_bytes: Of the network's weights, float32, one set.
+      weight_bytes: Of the network's weights, one set.
       versions: Of JAX and of the compiler.
     """
 
@@ -126,7 +127,7 @@ def compile_run(
         "predict_step", programs.predict_step(), layout.padded(config.data.eval_batch_size)
     )
     host = [device for device in devices if device.process_index == devices[0].process_index]
-    solver = compile_program("solver", lower_solver(config, programs.num_exits, host))
+    solver = compile_program("solver", lower_solver(config, programs.network.num_exits, host))
     return SliceReport(
         topology=topology,
         devices=layout.devices,
@@ -134,7 +135,9 @@ def compile_run(
         batch_size=config.data.batch_size,
         config=config,
         programs={each.name: each for each in (step, predict, solver)},
-        weight_bytes=sum(leaf.size * 4 for leaf in jax.tree.leaves(programs.state().params)),
+        weight_bytes=sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(programs.state().params)
+        ),
         versions=_versions(),
     )
 
@@ -185,9 +188,7 @@ def _largest(
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("jax", "jaxlib", "libtpu")}
+    return {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
 
 
 def describe(report: SliceReport) -> list[str]:

@@ -1,6 +1,7 @@
 """The programs of a run, lowered for devices that need not be there."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from jax.sharding import NamedSharding
 from eenet_jax.config import ExperimentConfig
 from eenet_jax.data import datasets
 from eenet_jax.data.split import DatasetSpec
+from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.predictions import make_predict_step
 from eenet_jax.training.network import build_network
 from eenet_jax.training.optimizer import optimizer, scaled
@@ -40,28 +42,26 @@ class RunPrograms:
         training = self.config.training
         self.layout.check_batch(self.config.data.batch_size, training.micro_batches)
 
+    @functools.cached_property
+    def network(self) -> MultiExitNetwork:
+        """Of the run."""
+        return build_network(self.config, self.spec)
+
     @property
     def spec(self) -> DatasetSpec:
         """Of the data set, which need not be prepared."""
         return datasets.get_configured(self.config.data)
 
-    @property
-    def num_exits(self) -> int:
-        """K."""
-        return build_network(self.config, self.spec).num_exits
-
     def train_step(self) -> jax.stages.Lowered:
         """One step of training."""
         training = scaled(self.config)
-        network, made = build_network(self.config, self.spec), optimizer(training, EPOCH_STEPS)
-        total = training.epochs * EPOCH_STEPS
-        step = make_train_step(network, made, self.config, self.spec, total, self.layout)
+        made, total = optimizer(training, EPOCH_STEPS), training.epochs * EPOCH_STEPS
+        step = make_train_step(self.network, made, self.config, self.spec, total, self.layout)
         return _lower(step, self.state(), self._batch(self.config.data.batch_size))
 
     def predict_step(self) -> jax.stages.Lowered:
         """Softmax outputs of every exit for one batch of evaluation."""
-        network = build_network(self.config, self.spec)
-        step = make_predict_step(network, self.spec, self.layout)
+        step = make_predict_step(self.network, self.spec, self.layout)
         state = self.state()
         whole = jax.tree.map(lambda leaf: _placed(leaf, self.layout.replicated), state.variables)
         size = self.layout.padded(self.config.data.eval_batch_size)
@@ -71,10 +71,10 @@ class RunPrograms:
 
     def state(self) -> TrainState:
         """The training state's shapes, and where they lie."""
-        network, training = build_network(self.config, self.spec), scaled(self.config)
+        training = scaled(self.config)
         made, averages = optimizer(training, EPOCH_STEPS), training.ema_decay > 0
         key = jax.random.key(0)
-        shapes = jax.eval_shape(lambda: create_state(network.init, made, key, averages))
+        shapes = jax.eval_shape(lambda: create_state(self.network.init, made, key, averages))
         return self.layout.abstract(shapes)
 
     @property

@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from eenet_jax.artifacts import sha256_of, write_json
 from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
-from eenet_jax.training.processes import synchronise
+from eenet_jax.training.processes import is_first, synchronise
 from eenet_jax.training.state import TrainState
 
 FILE_DIGESTS = "sha256.json"
@@ -62,7 +62,7 @@ class Checkpoints:
         """Opened by the first save: who only reads leaves alone what a training is writing."""
         if self._orbax is None:
             # A damaged one would pass for the newest, and keep its step from being saved again.
-            if jax.process_index() == 0:
+            if is_first():
                 for step in self._damaged:
                     shutil.rmtree(self._folder / str(step), ignore_errors=True)
             synchronise("damaged checkpoints removed")
@@ -105,7 +105,7 @@ class Checkpoints:
 
     def _finish(self, copied: Any, folder: Path) -> None:
         copied.result()
-        if jax.process_index() == 0:
+        if is_first():
             write_json(folder / FILE_DIGESTS, file_digests(folder))
 
     def steps(self) -> list[int]:

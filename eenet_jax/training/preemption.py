@@ -48,10 +48,6 @@ class Preemption:
         del number, frame
         self._noted.set()
 
-    def noted(self) -> bool:
-        """Whether this process has been asked to stop; never so where there are several."""
-        return self._noted.is_set()
-
     def stops_after(self, step: int) -> bool:
         """Whether to save after that step and stop; to be asked after every step, by every process.
 
@@ -59,5 +55,5 @@ class Preemption:
           step: The same in all processes.
         """
         if jax.process_count() == 1:
-            return self.noted()
+            return self._noted.is_set()
         return multihost_utils.reached_preemption_sync_point(step)

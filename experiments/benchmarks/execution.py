@@ -23,7 +23,6 @@ The last line is JSON with every figure by name.
 import argparse
 import contextlib
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ from execution_tables import planning_table, realised_table, speed_table, valida
 from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.costs import count_costs, count_layers
 from eenet_jax.environment import device_name
-from eenet_jax.errors import InputError
+from eenet_jax.errors import InputError, told_in_one_line
 from eenet_jax.execution.latency import load_stage_latency
 from eenet_jax.execution.masked import masked
 from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement
@@ -379,8 +378,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_line("execution.py"):
         main()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)

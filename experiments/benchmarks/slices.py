@@ -10,12 +10,11 @@ against what arithmetic says must be sent. The last line is JSON with every figu
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from eenet_jax.config import find_config
-from eenet_jax.errors import InputError
+from eenet_jax.errors import told_in_one_line
 from eenet_jax.report.report import update_readme
 from eenet_jax.scale.compile import LARGEST, SliceReport, compile_run, describe
 from eenet_jax.scale.expected import expected_bytes
@@ -108,8 +107,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with told_in_one_line("slices.py"):
         main()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)

@@ -123,8 +123,7 @@ def test_sigterm_saves_and_the_same_command_ends_with_the_same_bits(job, tmp_pat
     stopped.start()
     stopped.wait_for(step=6)
     stopped.running[-1].send_signal(signal.SIGTERM)
-    first, *_ = stopped.end(), None
-    assert statuses(first) == [preemption.EXIT_STATUS] * processes
+    assert statuses(stopped.end()) == [preemption.EXIT_STATUS] * processes
     assert not (stopped.out / "run.json").exists()
     stopped.start()
     assert statuses(stopped.end()) == [0] * processes
