@@ -164,7 +164,8 @@ class Checkpoints:
             found = ocp.load_checkpointables(str(folder), wanted)["state"]
             state = TrainState(**{"average": {}, **found})
             if iterator is not None:
-                iterator.set_state(metadata["position"])
+                # Earlier versions kept it elsewhere; a step takes one batch.
+                iterator.set_state(metadata.get("position", {"next_index": metadata["step"]}))
             return state, metadata
         except InputError:
             raise
