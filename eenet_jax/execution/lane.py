@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from eenet_jax.execution.carry_over import CarryOver, State
+from eenet_jax.execution.carry_over import NOBODY, CarryOver, State
 from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
@@ -31,17 +31,26 @@ class LanePrograms:
         pieces = suitable_pieces(network, variables, x)
         self._piece, self._variables = pieces[0], variables
         self.batch = -(-jax.tree.leaves(x)[0].shape[0] // self._piece) * self._piece
-        # A batch that arrives, and fewer than a piece behind each exit but the last.
-        self.places = self.batch + sum(pieces[1:])
+        # A batch that is going through, one that arrives, and fewer than a piece behind each exit
+        # but the last.
+        self.places = 2 * self.batch + sum(pieces[1:])
         self._way = CarryOver(network, policy, pieces, self.places, alone=self.batch == 1)
-        self.empty = jax.jit(lambda variables: self._way.empty(variables, x))(variables)
+        self._empty = jax.jit(lambda variables: self._way.empty(variables, x))
         # Those who wait are given away, so that nobody is copied who doesn't move.
         self._step = jax.jit(self._take_in, donate_argnums=1)
         self._finish = jax.jit(self._answer_all, donate_argnums=1)
 
+    def empty(self) -> State:
+        """Nobody on the way."""
+        return self._empty(self._variables)
+
     def step(self, state: State, x: PyTree, places: np.ndarray, count: int) -> State:
         """Take in the first `count` samples of x [batch, …]; they are answered in `places`."""
-        return self._joined(self._step(self._variables, state.waiting, state[1:], x, places, count))
+        begun = self._step(self._variables, state.waiting, state[1:], x, places, count)
+        if jax.default_backend() == "cpu":
+            # Whatever the host did beside it would take the cores that it runs on.
+            jax.block_until_ready(begun)
+        return self._joined(begun)
 
     def finish(self, state: State) -> State:
         """Answer everybody who waits."""
@@ -60,9 +69,12 @@ class LanePrograms:
             valid = first + jax.numpy.arange(self._piece) < count
             return self._way.begin(variables, jax.tree.map(cut, x), cut(places), valid, state)
 
+        # Places are used again: what was answered in them before is no answer now.
+        logits, exits = answers
+        exits = exits.at[places].set(NOBODY, mode="drop")
         # No more pieces than there are samples for.
         pieces = (count + self._piece - 1) // self._piece
-        state = jax.lax.fori_loop(0, pieces, begin, State(waiting, *answers))
+        state = jax.lax.fori_loop(0, pieces, begin, State(waiting, logits, exits))
         return state.waiting, state[1:]
 
     def _answer_all(self, variables, waiting, answers):
@@ -73,6 +85,9 @@ class LanePrograms:
 class Lane:
     """Samples of one shape on their way.
 
+    An accelerator is handed a batch while the one before is going through, so that it never waits
+    for the host; the answers that are read then are those of the batch before that one.
+
     Args:
       programs: Compiled for them.
       answer: Takes those who leave.
@@ -80,8 +95,11 @@ class Lane:
 
     def __init__(self, programs: LanePrograms, answer: Answer):
         self._programs, self._answer = programs, answer
-        self._state = _copied(programs.empty)
+        self._state = self._before = programs.empty()
         self._positions = np.full(programs.places, -1, np.int64)
+        # The step that each place's sample came with, and how many there have been.
+        self._came = np.zeros(programs.places, np.int64)
+        self._steps = 0
         self._begun: list[tuple[int, PyTree]] = []
 
     def add(self, position: int, x: PyTree) -> None:
@@ -91,18 +109,24 @@ class Lane:
             self._take_in()
 
     def settle(self) -> None:
-        """Hand over the answers that there are."""
-        self._hand_over(self._answered())
+        """Wait for what is going through, and hand over the answers."""
+        self._hand_over(self._answered(self._state, self._steps))
 
-    def _answered(self) -> tuple[list[int], np.ndarray, list[int]] | None:
-        """Positions, logits and exits of those who have an answer; their places are free."""
-        outstanding = np.flatnonzero(self._positions >= 0)
+    def _known(self) -> tuple[list[int], np.ndarray, list[int]] | None:
+        """The answers of all steps but the last; of that too, where it is done."""
+        if self._state.exits.is_ready():
+            return self._answered(self._state, self._steps)
+        return self._answered(self._before, self._steps - 1)
+
+    def _answered(self, state: State, steps: int) -> tuple[list[int], np.ndarray, list[int]] | None:
+        """Positions, logits and exits of those who were answered by then; their places are free."""
+        outstanding = np.flatnonzero((self._positions >= 0) & (self._came <= steps))
         if not len(outstanding):
             return None
-        exits = np.asarray(self._state.exits)[outstanding]
+        exits = np.asarray(state.exits)[outstanding]
         places = outstanding[exits >= 0]
         # A copy, for the places are used again.
-        logits = np.asarray(self._state.logits)[places]
+        logits = np.asarray(state.logits)[places]
         positions, left = self._positions[places].tolist(), exits[exits >= 0].tolist()
         self._positions[places] = -1
         return positions, logits, left
@@ -130,20 +154,14 @@ class Lane:
         filled = [x for _, x in begun] + [begun[0][1]] * (self._programs.batch - len(begun))
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
         # Only now, so that stacking went on beside what was running.
-        answered = self._answered()
+        answered = self._known()
         free = np.flatnonzero(self._positions < 0)[: len(begun)]
         places = np.full(self._programs.batch, self._programs.places, np.int32)
         places[: len(begun)] = free
         self._positions[free] = [position for position, _ in begun]
-        # Places are used again: what was answered in them before is no answer now.
-        exits = np.array(self._state.exits)
-        exits[free] = -1
-        state = self._state._replace(exits=exits)
-        self._state = self._programs.step(state, batch, places, len(begun))
+        self._steps += 1
+        self._came[free] = self._steps
+        self._before = self._state
+        self._state = self._programs.step(self._state, batch, places, len(begun))
         # While that runs.
         self._hand_over(answered)
-
-
-def _copied(state: State) -> State:
-    """Of its own, for it will be given away."""
-    return jax.tree.map(lambda leaf: leaf.copy(), state)

@@ -9,7 +9,7 @@ import numpy as np
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.buckets import bucket_sizes
-from eenet_jax.execution.samples import checked_floats, checked_shape, checked_tokens
+from eenet_jax.execution.samples import TOKENS, checked_floats, checked_shape, checked_tokens
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
 
@@ -59,9 +59,24 @@ class Lanes:
                 return shape, x
             image = checked_floats(checked_shape(_alone(x), shape))
             return shape, np.asarray(image)[0]
+        if _are_plain(x, self._lengths, self._network.vocab_size):
+            return len(x["input_ids"]), x
         tokens = checked_tokens(_batch_of_one(x), self._lengths[-1], self._network.vocab_size)
         length = next(size for size in self._lengths if size >= tokens["input_ids"].shape[1])
         return length, {name: _filled_up(ids[0], length) for name, ids in tokens.items()}
+
+
+def _are_plain(x: Any, lengths: Sequence[int], vocab_size: int | None) -> bool:
+    """Whether these are tokens as a lane takes them: for texts the common case."""
+    if type(x) is not dict or vocab_size is None or x.keys() != set(TOKENS):
+        return False
+    for ids in x.values():
+        if type(ids) is not np.ndarray or ids.dtype != np.int32 or ids.ndim != 1:
+            return False
+    ids = x["input_ids"]
+    same = ids.shape == x["attention_mask"].shape and ids.size in lengths
+    # Negative ones are large ones without their sign.
+    return same and ids.view(np.uint32).max() < vocab_size
 
 
 def _batch_of_one(x: Any) -> Any:

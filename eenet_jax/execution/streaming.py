@@ -107,8 +107,9 @@ class Stream:
         self.batch_size, self.ordered = batch_size, ordered
         self.max_wait_s = float("inf") if max_wait_s is None else max_wait_s
         self.lanes = Lanes(network, lengths)
-        # A lane holds a batch that begins and at most as many behind each exit.
-        most = self.lanes.count * (network.num_exits + 1) * batch_size
+        # A lane holds a batch that begins, one that goes through, and at most as many behind each
+        # exit.
+        most = self.lanes.count * (network.num_exits + 2) * batch_size
         self.capacity = most if capacity is None else capacity
         if self.capacity < 2 * batch_size:
             raise InputError(
@@ -226,10 +227,13 @@ class _Pass:
 
     def _wait(self) -> None:
         """Nothing has come: see to what is running, then wait as long as nobody is overdue."""
-        for lane in self._lanes.values():
-            lane.settle()
+        self._settle()
         if not any(self._may_go(position) for position in self._ready):
             self._inbox.wait(self._patience())
+
+    def _settle(self) -> None:
+        for lane in self._lanes.values():
+            lane.settle()
 
     def _may_go(self, position: int) -> bool:
         return not self._stream.ordered or position == self._next
@@ -276,11 +280,21 @@ class _Pass:
                 break
             overdue = position
         # Where there is no room, the older half of those on their way makes some.
-        held_back = len(self._ready) if self._stream.ordered else 0
-        if self._arrived and len(self._arrived) + held_back >= self._stream.capacity:
+        if self._arrived and self._has_no_room():
             waiting = list(self._arrived)
             overdue = max(overdue, waiting[len(waiting) // 2])
         return overdue
+
+    def _has_no_room(self) -> bool:
+        """Whether too many are on their way, when all that can be answered is."""
+
+        def full() -> bool:
+            held_back = len(self._ready) if self._stream.ordered else 0
+            return len(self._arrived) + held_back >= self._stream.capacity
+
+        if full():
+            self._settle()
+        return full()
 
     def _is_full(self) -> bool:
         return len(self._arrived) + len(self._ready) >= self._stream.capacity
@@ -290,6 +304,9 @@ class _Pass:
         if overdue < 0:
             return
         for lane in self._lanes.values():
+            if lane.holds_up_to(overdue):
+                # Whoever has an answer by now hurries nobody.
+                lane.settle()
             if lane.holds_up_to(overdue):
                 lane.finish()
 

@@ -48,14 +48,17 @@ class Dropout(nn.Module):
         dropped = min(round(self.rate * 256), 255)
         if not train or dropped == 0:
             return x
-        keep = _random_bytes(self.make_rng("dropout"), x.size).reshape(x.shape) >= dropped
+        keep = _random_bytes(self.make_rng("dropout"), x.shape) >= dropped
         return jnp.where(keep, x * (256 / (256 - dropped)), 0.0)
 
 
-def _random_bytes(key: jax.Array, count: int) -> UInt32[Array, " count"]:
+def _random_bytes(key: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
     # Asked for 8 bits at a time, JAX would draw 32 for each and discard the rest.
-    words = jax.random.bits(key, (-(-count // 4),), jnp.uint32)
-    return jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)])[:count]
+    *leading, last = shape
+    words = jax.random.bits(key, (*leading, -(-last // 4)), jnp.uint32)
+    # The last axis is never cut: no device sends another its bits.
+    drawn = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)], axis=-1)
+    return drawn[..., :last]
 
 
 class Embeddings(nn.Module):

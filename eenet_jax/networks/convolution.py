@@ -17,8 +17,8 @@ Maps = Float[Array, "batch height width channels"]
 Features = Float[Array, "batch _height _width features"]
 Kernel = Float[Array, "size size channels features"]
 
-PIECE_BYTES = 2**21
-"""Of the patches of a piece; from a half to twice as much takes as long."""
+PIECE_BYTES = 2**22
+"""Of what a piece of the batch is spread to; a half of it takes as long."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -99,41 +99,46 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, stride: int) -> Ar
     Arguments are those of `input_gradient`.
     """
     size, channels, features = kernel.shape[0], *kernel.shape[2:]
-    width = size * size * channels
-    pixels = gradient.shape[1] * gradient.shape[2]
-    piece = _divisor(len(x), PIECE_BYTES // (gradient.dtype.itemsize * pixels * width))
-    # The narrower of both is the one that is transposed.
-    product = "bhwo,bhwp->op" if features < width else "bhwp,bhwo->po"
     dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+    row_width = size * channels
+    # The narrower of both is the one that is transposed.
+    narrow = features < row_width
 
-    def add(number: Array, total: Array) -> Array:
-        own, coming = (
-            lax.dynamic_slice_in_dim(each, number * piece, piece) for each in (x, gradient)
-        )
-        patches = _patches(own, size, stride, gradient.shape[1:3])
-        pair = (coming, patches) if features < width else (patches, coming)
-        return total + jnp.einsum(product, *pair, preferred_element_type=dtype)
+    def rows(x: Array, gradient: Array) -> Array:
+        """[features, size · row_width], or [row_width, size · features]: by rows of the kernel."""
+        height, width = gradient.shape[1:3]
+        seen, coming = _rows_seen(x, size, stride, width), gradient.reshape(-1, features)
+        found = []
+        for row in range(size):
+            here = seen[:, row : row + stride * (height - 1) + 1 : stride].reshape(-1, row_width)
+            pair = (coming, here) if narrow else (here, coming)
+            found.append(jnp.einsum("pi,po->io", *pair, preferred_element_type=dtype))
+        return jnp.concatenate(found, axis=1)
 
-    shape = (features, width) if features < width else (width, features)
-    total = lax.fori_loop(0, len(x) // piece, add, jnp.zeros(shape, dtype))
-    return (total.T if features < width else total).reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _patches(x: Array, size: int, stride: int, sides: tuple[int, ...]) -> Array:
-    """[batch, height, width, size · size · channels]: what each pixel of the result sees."""
     if size == 1:
-        return x[:, ::stride, ::stride]
+        total = rows(x, gradient)
+    else:
+        spread = gradient.dtype.itemsize * row_width * (x.shape[1] + size - 1) * gradient.shape[2]
+        piece = _divisor(len(x), PIECE_BYTES // spread)
+
+        def add(number: Array, total: Array) -> Array:
+            own, coming = (
+                lax.dynamic_slice_in_dim(each, number * piece, piece) for each in (x, gradient)
+            )
+            return total + rows(own, coming)
+
+        shape = (features, size * row_width) if narrow else (row_width, size * features)
+        total = lax.fori_loop(0, len(x) // piece, add, jnp.zeros(shape, dtype))
+    total = total.T if narrow else total.reshape(row_width, size, features).swapaxes(0, 1)
+    return total.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _rows_seen(x: Array, size: int, stride: int, width: int) -> Array:
+    """[batch, height + size - 1, width, size · channels]: what a row of the kernel sees."""
     half = size // 2
     padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
-    height, width = (stride * (side - 1) + 1 for side in sides)
-    return jnp.concatenate(
-        [
-            padded[:, i : i + height : stride, j : j + width : stride]
-            for i in range(size)
-            for j in range(size)
-        ],
-        axis=-1,
-    )
+    reach = stride * (width - 1) + 1
+    return jnp.concatenate([padded[:, :, j : j + reach : stride] for j in range(size)], axis=-1)
 
 
 def _divisor(number: int, most: int) -> int:

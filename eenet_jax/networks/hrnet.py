@@ -18,6 +18,7 @@ from eenet_jax.errors import InputError
 from eenet_jax.networks.bilinear import resize_bilinear
 from eenet_jax.networks.contract import MultiExitNetwork
 from eenet_jax.networks.layers import BatchNorm, Conv
+from eenet_jax.networks.materialise import materialised_relu
 from eenet_jax.networks.resnet import Block
 from eenet_jax.networks.stems import image_shape
 
@@ -115,7 +116,8 @@ class Exchange(nn.Module):
         fused = []
         for i, target in enumerate(branches):
             received = [self._bring(x, target, j, i, train) for j, x in enumerate(branches)]
-            fused.append(nn.relu(functools.reduce(operator.add, received)))
+            total = functools.reduce(operator.add, received)
+            fused.append(materialised_relu(total) if train else nn.relu(total))
         return fused
 
     def _bring(self, x: Map, target: Map, source: int, to: int, train: bool) -> Map:

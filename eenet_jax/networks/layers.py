@@ -4,9 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eenet_jax.networks.convolution import convolve
+from eenet_jax.networks.normalisation import batch_normalise, normalise
+
+MOMENTUM = 0.9
+"""Of the running statistics; PyTorch counts what is new, 0.1."""
 
 
 class Conv(nn.Module):
@@ -56,6 +61,25 @@ class BatchNorm(nn.Module):
         self, x: Float[Array, "*batch channels"], train: bool
     ) -> Float[Array, "*batch channels"]:
         """Normalise; updates the running statistics where `train`."""
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")(
-            x
-        )
+        return _Normalisation(name="norm")(x, train)
+
+
+class _Normalisation(nn.Module):
+    """Weights and statistics, by the names that Flax gives them."""
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        shape = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        # Weights may be NumPy's.
+        weights = jnp.asarray(scale), jnp.asarray(bias)
+        if not train:
+            return normalise(x, jnp.asarray(mean.value), jnp.asarray(variance.value), *weights)
+        x, *seen = batch_normalise(x, *weights)
+        if not self.is_initializing():
+            for running, now in zip((mean, variance), seen, strict=True):
+                running.value = MOMENTUM * running.value + (1 - MOMENTUM) * now
+        return x

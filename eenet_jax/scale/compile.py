@@ -11,12 +11,14 @@ import jax
 
 from eenet_jax.artifacts import write_json
 from eenet_jax.config import ExperimentConfig
+from eenet_jax.data import datasets
 from eenet_jax.errors import InputError
 from eenet_jax.scale.chips import Chip, chip_of
 from eenet_jax.scale.measured import Compiled, compile_program
 from eenet_jax.scale.programs import RunPrograms
 from eenet_jax.scale.solver_program import lower_solver
 from eenet_jax.scale.topology import topology_devices
+from eenet_jax.training.network import build_network
 from eenet_jax.training.sharding import Layout, make_layout
 
 LARGEST = "largest"
@@ -117,6 +119,10 @@ def compile_run(
     """
     devices = topology_devices(topology)
     layout = make_layout(fsdp, devices)
+    # First what is soon known, for a training step may take minutes.
+    exits = build_network(config, datasets.get_configured(config.data)).num_exits
+    host = [device for device in devices if device.process_index == devices[0].process_index]
+    solver = compile_program("solver", lower_solver(config, exits, host))
     if batch == LARGEST:
         config, step = _largest(config, layout, chip_of(topology))
     else:
@@ -126,8 +132,6 @@ def compile_run(
     predict = compile_program(
         "predict_step", programs.predict_step(), layout.padded(config.data.eval_batch_size)
     )
-    host = [device for device in devices if device.process_index == devices[0].process_index]
-    solver = compile_program("solver", lower_solver(config, programs.network.num_exits, host))
     return SliceReport(
         topology=topology,
         devices=layout.devices,

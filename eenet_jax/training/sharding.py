@@ -161,13 +161,15 @@ class Layout:
           batch: This process's rows of it, in order.
           batch_size: Of the batch, all processes together.
         """
-        return {
+        there = {
             name: jax.make_array_from_process_local_data(
                 self.batch, array, (batch_size, *array.shape[1:])
             )
             for name, array in batch.items()
             if name in ON_DEVICE
         }
+        # On a CPU a step that has to wait for its batch runs in another thread, see `keep_memory`.
+        return jax.block_until_ready(there) if jax.default_backend() == "cpu" else there
 
 
 def make_layout(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Layout:

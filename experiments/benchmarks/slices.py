@@ -2,10 +2,14 @@
 
 Command:
     pip install libtpu
-    python experiments/benchmarks/slices.py [--write docs/tpu.md] [--only CONFIG:TOPOLOGY:FSDP …]
+    python experiments/benchmarks/slices.py [--only CONFIG:CHIP:SLICE:FSDP[:BATCH] …]
+        [--rows FILE.json] [--write docs/tpu.md]
 
-Each case is compiled at the largest power-of-two batch a chip that fits. Bytes sent are held
-against what arithmetic says must be sent. The last line is JSON with every figure by name.
+Each case is compiled at the largest power-of-two batch a chip that fits, or at the BATCH that is
+given for all chips together. Bytes sent are held against what arithmetic says must be sent.
+`--rows` keeps what came out in a file, case by case, beside earlier ones, and the table is of all
+of them: a large network takes minutes a compilation, and several to find its batch. The last line
+is JSON with every figure by name.
 """
 
 import argparse
@@ -13,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.config import find_config
 from eenet_jax.errors import told_in_one_line
 from eenet_jax.report.report import update_readme
@@ -49,8 +54,9 @@ HEADINGS = (
 
 def compiled(case: str) -> tuple[SliceReport, dict[str, Any]]:
     """A case's report, and its figures by heading."""
-    name, chip, shape, fsdp = case.split(":")
-    report = compile_run(find_config(name), f"{chip}:{shape}", batch=LARGEST, fsdp=int(fsdp))
+    name, chip, shape, fsdp, *batch = case.split(":")
+    size = batch[0] if batch else LARGEST
+    report = compile_run(find_config(name), f"{chip}:{shape}", batch=size, fsdp=int(fsdp))
     step = report.programs["train_step"]
     layout = make_layout(int(fsdp), topology_devices(report.topology))
     expected = expected_bytes(RunPrograms(config=report.config, layout=layout))
@@ -92,18 +98,22 @@ def _cell(value: Any) -> str:
 def main() -> None:
     """Compile, print, and write the table where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=CASES, help="CONFIG:CHIP:SLICE:FSDP")
+    parser.add_argument("--only", nargs="+", default=CASES, help="CONFIG:CHIP:SLICE:FSDP[:BATCH]")
+    parser.add_argument("--rows", type=Path, help="JSON file that keeps the cases")
     parser.add_argument("--write", type=Path, help="Markdown file whose marked table is replaced")
     given = parser.parse_args()
-    rows, reports = [], {}
+    kept = read_json(given.rows) if given.rows and given.rows.exists() else {}
     for case in given.only:
         report, figures = compiled(case)
         print("\n".join(describe(report)), "\n", flush=True)
-        rows.append(figures)
-        reports[case] = report.to_json()
+        kept[":".join(case.split(":")[:4])] = {"figures": figures, "report": report.to_json()}
+        if given.rows:
+            write_json(given.rows, kept)
+    order = {case: number for number, case in enumerate(CASES)}
+    cases = sorted(kept, key=lambda case: (order.get(case, len(order)), case))
     if given.write:
-        update_readme(given.write, "slices", table(rows))
-    print(json.dumps({"rows": rows, "reports": reports}))
+        update_readme(given.write, "slices", table([kept[case]["figures"] for case in cases]))
+    print(json.dumps({case: kept[case] for case in cases}))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ One step is: normalise a batch of CIFAR-sized images, run all exits in training 
 loss, its gradients, and SGD with momentum and weight decay. PyTorch (extra `torch`) does the same
 with the same network, weights, loss and optimizer, in both memory layouts, step by step in turn;
 that both compute the same is checked by their losses, at a rate that is too small for rounding to
-grow. PyTorch's threads are told to wait passively, for they would take the cores from whoever comes
-next. Peak memory is that of a process that does
-nothing else. The input pipeline is timed alone; a checkpoint by how long it and the step that
-follows it hold training up.
+grow. Each trains in a process of its own, for each has its own way with memory, and they take
+their steps in turn. PyTorch's threads are told to wait passively, for they would take the cores
+from whoever comes next. The input pipeline is timed alone; a checkpoint by how long it and the step
+that follows it hold training up.
 
 The last line is JSON with every figure by name.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -33,20 +34,13 @@ from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig, Traini
 from eenet_jax.data import datasets, inputs, pipeline
 from eenet_jax.data.images import ImageSplit
 from eenet_jax.environment import device_name
-from eenet_jax.timing import measure, measure_in_turn
-from eenet_jax.training import losses
+from eenet_jax.timing import measure
 from eenet_jax.training.checkpoint import Checkpoints, describe
 from eenet_jax.training.memory import keep_memory
 from eenet_jax.training.optimizer import optimizer
 from eenet_jax.training.sharding import make_layout
 from eenet_jax.training.state import create_state
 from eenet_jax.training.step import make_train_step
-
-try:
-    import torch
-    import torch_networks
-except ModuleNotFoundError:
-    torch = None
 
 LOSS_TOLERANCE = 1e-4
 """Of the losses of the first steps, relative."""
@@ -87,40 +81,6 @@ class Ours:
         return float(metrics["loss"])
 
 
-class Torch:
-    """The same in PyTorch, from the same weights."""
-
-    def __init__(self, ours: Ours, config: ExperimentConfig, channels_last: bool):
-        self.twin = torch_networks.torch_network(
-            ours.network, ours.state.variables, channels_last=channels_last
-        )
-        self.twin.train().requires_grad_(True)
-        training, self.channels_last = config.training, channels_last
-        self.optimizer = torch.optim.SGD(
-            self.twin.parameters(),
-            training.learning_rate,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-        )
-        self.weights = np.asarray(losses.exit_weights("linear", ours.network.num_exits)).tolist()
-        spec = datasets.get("cifar10")
-        mean, std = (torch.tensor(each)[None, :, None, None] for each in (spec.mean, spec.std))
-        self.mean, self.std = mean, std
-
-    def train(self, batch: dict[str, np.ndarray]) -> float:
-        """One step; its loss."""
-        images = torch_networks.torch_input(batch["image"], channels_last=self.channels_last)
-        labels = torch.tensor(batch["label"], dtype=torch.long)
-        x = (images.float() / 255 - self.mean) / self.std
-        entropy = torch.nn.functional.cross_entropy
-        logits = self.twin.full(x)
-        loss = sum(w * entropy(each, labels) for w, each in zip(self.weights, logits, strict=True))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return float(loss.detach())
-
-
 def random_batches(batch_size: int, count: int) -> list[dict[str, np.ndarray]]:
     draw = np.random.default_rng(0)
     return [
@@ -132,40 +92,76 @@ def random_batches(batch_size: int, count: int) -> list[dict[str, np.ndarray]]:
     ]
 
 
-def made_by_name(name: str, config: ExperimentConfig) -> Ours | Torch:
-    """A trainer."""
-    ours = Ours(config)
-    return ours if name == "ours" else Torch(ours, config, LAYOUTS[name])
+class Trainer:
+    """A process that takes a step when it is told to."""
+
+    def __init__(self, name: str, given: argparse.Namespace):
+        options = ["--network", given.network, "--batch", str(given.batch), "--alone", name]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def step(self, batch: int) -> dict[str, float]:
+        """The loss of a batch, by its number; seconds that the step took; peak memory so far."""
+        assert self._process.stdin
+        assert self._process.stdout
+        print(batch, file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def end(self) -> None:
+        """No more steps."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
 
 
-def step_seconds(config: ExperimentConfig, names: list[str], repeats: int) -> dict[str, Any]:
-    """Medians and spreads of steps in turn; raises where two don't compute the same."""
+def _torch(ours: Ours, config: ExperimentConfig, channels_last: bool) -> Any:
+    # Not where it isn't used: whatever else a process loads can change how it fares.
+    from torch_training import TorchStep
+
+    return TorchStep(ours.network, ours.state.variables, config, channels_last=channels_last)
+
+
+def serve(name: str, config: ExperimentConfig) -> None:
+    """Take steps as they are asked for on the standard input."""
     batches = random_batches(config.data.batch_size, COMPARED_STEPS)
-    trainers = {name: made_by_name(name, config) for name in names}
-    seen = {name: [each.train(batch) for batch in batches] for name, each in trainers.items()}
+    ours = Ours(config)
+    trainer = ours if name == "ours" else _torch(ours, config, LAYOUTS[name])
+    before = _memory_bytes("VmRSS")
+    for line in sys.stdin:
+        began = time.perf_counter()
+        loss = trainer.train(batches[int(line)])
+        seconds, peak = time.perf_counter() - began, _memory_bytes("VmHWM") - before
+        print(json.dumps({"loss": loss, "seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+def step_figures(names: list[str], given: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Medians and spreads of steps in turn; raises where two don't compute the same."""
+    trainers = {name: Trainer(name, given) for name in names}
+    seen = {
+        name: [each.step(batch)["loss"] for batch in range(COMPARED_STEPS)]
+        for name, each in trainers.items()
+    }
     for name in names[1:]:
         np.testing.assert_allclose(seen[name], seen["ours"], rtol=LOSS_TOLERANCE)
-    calls = {name: (lambda each=each: each.train(batches[0])) for name, each in trainers.items()}
-    return {
-        name: {"median_s": timing.median_s, "spread_s": timing.spread_s}
-        for name, timing in measure_in_turn(calls, repeats).items()
-    }
-
-
-def peak_bytes(name: str, given: argparse.Namespace) -> int:
-    """Of a process of its own that takes a few steps, less what it has before the first."""
-    command = [sys.executable, __file__, "--network", given.network, "--batch", str(given.batch)]
-    ended = subprocess.run([*command, "--alone", name], check=True, capture_output=True, text=True)
-    return int(ended.stdout.splitlines()[-1])
-
-
-def alone(name: str, config: ExperimentConfig) -> None:
-    """Take a few steps, and print how far memory rose."""
-    trainer = made_by_name(name, config)
-    before = _memory_bytes("VmRSS")
-    for batch in random_batches(config.data.batch_size, COMPARED_STEPS):
-        trainer.train(batch)
-    print(_memory_bytes("VmHWM") - before)
+    taken = {name: [] for name in names}
+    for _ in range(given.repeats):
+        for name, each in trainers.items():
+            taken[name].append(each.step(0))
+    for each in trainers.values():
+        each.end()
+    figures = {}
+    for name, steps in taken.items():
+        seconds = [step["seconds"] for step in steps]
+        figures[name] = {
+            "median_s": float(np.median(seconds)),
+            "spread_s": max(seconds) - min(seconds),
+            "peak_bytes": steps[-1]["peak_bytes"],
+        }
+    return figures
 
 
 def _memory_bytes(name: str) -> int:
@@ -233,21 +229,21 @@ def main() -> None:
     config = config_of(given.network, given.batch)
     keep_memory()  # As training does.
     if given.alone:
-        alone(given.alone, config)
+        serve(given.alone, config)
         return
-    names = ["ours", *(LAYOUTS if torch is not None else ())]
+    names = ["ours", *(LAYOUTS if importlib.util.find_spec("torch") else ())]
     figures: dict[str, Any] = {"device": device_name(), "network": given.network}
     figures["batch"], figures["repeats"] = given.batch, given.repeats
-    figures["step"] = step_seconds(config, names, given.repeats)
-    for name, timing in figures["step"].items():
-        print(f"{name:<20} {timing['median_s']:.3f} s a step (spread {timing['spread_s']:.3f} s)")
+    figures["step"] = step_figures(names, given)
+    for name, step in figures["step"].items():
+        print(
+            f"{name:<20} {step['median_s']:.3f} s a step (spread {step['spread_s']:.3f} s),"
+            f" {step['peak_bytes'] / 1e9:.2f} GB at its peak"
+        )
     ours = figures["step"]["ours"]["median_s"]
     for name in names[1:]:
         ratio = figures[f"ours_over_{name}"] = ours / figures["step"][name]["median_s"]
         print(f"ours over {name}: {ratio:.2f}")
-    figures["peak_bytes"] = {name: peak_bytes(name, given) for name in names}
-    for name, size in figures["peak_bytes"].items():
-        print(f"{name:<20} {size / 1e9:.2f} GB at its peak")
     figures["pipeline"] = pipeline_figures(config)
     needed = figures["images_per_s"] = given.batch / ours
     for name, rate in figures["pipeline"].items():

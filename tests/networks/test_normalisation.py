@@ -1,0 +1,81 @@
+"""Batch normalisation is Flax's, and its gradients in closed form are those made step by step."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eenet_jax.networks.layers import BatchNorm
+from eenet_jax.networks.normalisation import (
+    batch_normalise,
+    closed_gradients,
+    moments,
+    plain_gradients,
+)
+
+DRAW = np.random.default_rng(0)
+
+
+def arrays(shape, dtype=np.float32):
+    channels = shape[-1]
+    x = 3 + DRAW.normal(size=shape) * DRAW.uniform(0.5, 2, channels)
+    scale, bias = DRAW.normal(size=channels), DRAW.normal(size=channels)
+    return tuple(jnp.asarray(each.astype(dtype)) for each in (x, scale, bias))
+
+
+def test_it_is_flax_s_normalisation_with_its_names_and_statistics():
+    x, scale, bias = arrays((6, 5, 4, 3))
+    ours, theirs = BatchNorm(), nn.BatchNorm(momentum=0.9, epsilon=1e-5)
+    params = {"scale": scale, "bias": bias}
+    stats = {"mean": jnp.asarray([1.0, 2.0, 3.0]), "var": jnp.asarray([0.5, 1.5, 2.5])}
+    variables = {"params": {"norm": params}, "batch_stats": {"norm": stats}}
+    flat = {"params": params, "batch_stats": stats}
+    begun = ours.init(jax.random.key(0), x, True)
+    assert jax.tree.structure(begun) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(begun["batch_stats"]["norm"]["var"], 1)
+    found, after = ours.apply(variables, x, True, mutable="batch_stats")
+    wanted, then = theirs.apply(flat, x, use_running_average=False, mutable="batch_stats")
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    for name in ("mean", "var"):
+        kept = after["batch_stats"]["norm"][name]
+        np.testing.assert_allclose(kept, then["batch_stats"][name], rtol=1e-6)
+    found = ours.apply(variables, x, False)
+    wanted = theirs.apply(flat, x, use_running_average=True)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4, 3), (40, 7)])
+def test_gradients_in_closed_form_are_those_made_step_by_step(shape):
+    x, scale, bias = arrays(shape)
+    gradient = jnp.asarray(DRAW.normal(size=shape).astype(np.float32))
+    mean, variance = moments(x)
+    given = (x, scale, bias, mean, variance, gradient)
+    wanted = plain_gradients(*given)
+    for found, expected in zip(closed_gradients(*given), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    _, back = jax.vjp(lambda *given: batch_normalise(*given)[0], x, scale, bias)
+    for found, expected in zip(back(gradient), wanted, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_cpu_takes_the_closed_form(monkeypatch):
+    x, scale, bias = arrays((64, 8, 8, 16))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    jax.clear_caches()
+    loss = lambda x: (batch_normalise(x, scale, bias)[0] ** 3).sum()  # noqa: E731
+    found = jax.jit(jax.grad(loss))(x)
+    mean, variance = moments(x)
+    given = (x, scale, bias, mean, variance, 3 * batch_normalise(x, scale, bias)[0] ** 2)
+    np.testing.assert_allclose(found, plain_gradients(*given)[0], rtol=1e-3, atol=1e-4)
+
+
+def test_moments_of_half_precision_are_float32():
+    x, scale, bias = arrays((512, 4), np.float32)
+    half = x.astype(jnp.bfloat16)
+    normalised, mean, variance = batch_normalise(half, scale, bias)
+    assert normalised.dtype == jnp.bfloat16
+    assert mean.dtype == variance.dtype == jnp.float32
+    wide = np.asarray(half, np.float32)
+    np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(variance, wide.var(0), rtol=1e-4)
