@@ -12,6 +12,8 @@ from eenet_jax.scale.chips import chip_of
 _NO_MACHINE = {
     # Else the compiler asks the network for the TPU that this machine is part of, and complains.
     "TPU_SKIP_MDS_QUERY": "1",
+    # No TPU is used, so several processes may compile beside one another.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "none",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",

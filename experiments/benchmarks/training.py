@@ -2,6 +2,7 @@
 
 Command:
     python experiments/benchmarks/training.py [--network resnet56_3] [--batch 128] [--repeats 7]
+        [--write docs/training.md]
 
 One step is: normalise a batch of CIFAR-sized images, run all exits in training mode, the joint
 loss, its gradients, and SGD with momentum and weight decay. PyTorch (extra `torch`) does the same
@@ -34,6 +35,7 @@ from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig, Traini
 from eenet_jax.data import datasets, inputs, pipeline
 from eenet_jax.data.images import ImageSplit
 from eenet_jax.environment import device_name
+from eenet_jax.report.report import update_readme
 from eenet_jax.timing import measure
 from eenet_jax.training.checkpoint import Checkpoints, describe
 from eenet_jax.training.memory import keep_memory
@@ -218,12 +220,44 @@ def _seconds(run: Any) -> float:
     return time.perf_counter() - began
 
 
+def table(figures: dict[str, Any]) -> str:
+    """Markdown."""
+    ours = figures["step"]["ours"]["median_s"]
+    lines = [
+        f"{figures['network']}, batch {figures['batch']}, median of {figures['repeats']} steps in"
+        f" turn, {figures['device']}:",
+        "",
+        "| | s a step | greatest - least, s | this package's step over it | GB at its peak |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, step in figures["step"].items():
+        cells = (
+            name.replace("_", " "),
+            f"{step['median_s']:.3f}",
+            f"{step['spread_s']:.3f}",
+            f"{ours / step['median_s']:.2f}",
+            f"{step['peak_bytes'] / 1e9:.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    pipeline, saved = figures["pipeline"], figures["checkpoint"]
+    lines += [
+        "",
+        f"The step takes {figures['images_per_s']:,.0f} images a second. One core reads"
+        f" {pipeline['read_images_per_s']:,.0f} of them, shuffled and in batches; the device"
+        f" augments {pipeline['augmented_images_per_s']:,.0f}. A checkpoint holds training up by"
+        f" {saved['lost_s']:.2f} s: {saved['save_call_s']:.2f} s in the call, and the rest while it"
+        " is written beside the next step, on the same cores.",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", default="resnet56_3", help="of the family resnet")
     parser.add_argument("--batch", type=int, default=128, help="samples in a step")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps; medians count")
+    parser.add_argument("--write", type=Path, help="Markdown file whose marked table is replaced")
     parser.add_argument("--alone", choices=["ours", *LAYOUTS], help=argparse.SUPPRESS)
     given = parser.parse_args()
     config = config_of(given.network, given.batch)
@@ -245,12 +279,15 @@ def main() -> None:
         ratio = figures[f"ours_over_{name}"] = ours / figures["step"][name]["median_s"]
         print(f"ours over {name}: {ratio:.2f}")
     figures["pipeline"] = pipeline_figures(config)
-    needed = figures["images_per_s"] = given.batch / ours
+    figures["images_per_s"] = given.batch / ours
     for name, rate in figures["pipeline"].items():
-        print(f"{name} {rate:,.0f}: {rate / needed:,.0f} times what the step takes")
+        times = rate / figures["images_per_s"]
+        print(f"{name} {rate:,.0f}: {times:,.0f} times what the step takes")
     batch = random_batches(given.batch, 1)[0]
     figures["checkpoint"] = checkpoint_figures(Ours(config), batch, given.repeats)
     print(f"a checkpoint costs {1e3 * figures['checkpoint']['lost_s']:.0f} ms of training")
+    if given.write:
+        update_readme(given.write, "training", table(figures))
     print(json.dumps(figures))
 
 
