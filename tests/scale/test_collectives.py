@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from eenet_jax.errors import InputError
+from eenet_jax.networks.bert import Dropout
 from eenet_jax.scale.chips import CHIPS, chip_of
 from eenet_jax.scale.collectives import Collective, collectives
 from eenet_jax.scale.measured import Compiled, compile_program
@@ -47,6 +48,19 @@ def test_what_is_compiled_here_sends_what_was_asked_for():
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(layout.mesh, PartitionSpec()))
     gathered = compile_program("gather", whole.lower(rows))
     assert gathered.by_kind() == {"all-gather": (1, 4 * 8 * 64)}
+
+
+def test_dropout_needs_no_other_devices_bits():
+    layout = make_layout()
+
+    def drop(x, key):
+        return Dropout(0.1).apply({}, x, True, rngs={"dropout": key})
+
+    for shape in ((8, 6, 10), (16, 7)):
+        x = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=layout.batch)
+        step = jax.jit(drop, out_shardings=layout.batch)
+        lowered = step.lower(x, jax.random.key(0))
+        assert compile_program("drop", lowered).collectives == ()
 
 
 def test_the_roofline_is_the_greatest_of_three_times():
