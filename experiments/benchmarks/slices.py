@@ -8,8 +8,8 @@ Command:
 Each case is compiled at the largest power-of-two batch a chip that fits, or at the BATCH that is
 given for all chips together. Bytes sent are held against what arithmetic says must be sent.
 `--rows` keeps what came out in a file, case by case, beside earlier ones, and the table is of all
-of them: a large network takes minutes a compilation, and several to find its batch. The last line
-is JSON with every figure by name.
+of them: a large network takes minutes a compilation, and several to find its batch. `--only`
+without a case writes what there is. The last line is JSON with every figure by name.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def _cell(value: Any) -> str:
 def main() -> None:
     """Compile, print, and write the table where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=CASES, help="CONFIG:CHIP:SLICE:FSDP[:BATCH]")
+    parser.add_argument("--only", nargs="*", default=CASES, help="CONFIG:CHIP:SLICE:FSDP[:BATCH]")
     parser.add_argument("--rows", type=Path, help="JSON file that keeps the cases")
     parser.add_argument("--write", type=Path, help="Markdown file whose marked table is replaced")
     given = parser.parse_args()
