@@ -30,7 +30,7 @@ demo: $(VENV)/with-core
 	$(VENV)/bin/eenet demo --out runs/demo
 
 test: $(VENV)/with-dev
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/with-dev
 	$(VENV)/bin/python -m pytest -m slow
