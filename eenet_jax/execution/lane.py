@@ -46,11 +46,7 @@ class LanePrograms:
 
     def step(self, state: State, x: PyTree, places: np.ndarray, count: int) -> State:
         """Take in the first `count` samples of x [batch, …]; they are answered in `places`."""
-        begun = self._step(self._variables, state.waiting, state[1:], x, places, count)
-        if jax.default_backend() == "cpu":
-            # Whatever the host did beside it would take the cores that it runs on.
-            jax.block_until_ready(begun)
-        return self._joined(begun)
+        return self._joined(self._step(self._variables, state.waiting, state[1:], x, places, count))
 
     def finish(self, state: State) -> State:
         """Answer everybody who waits."""
@@ -85,16 +81,15 @@ class LanePrograms:
 class Lane:
     """Samples of one shape on their way.
 
-    An accelerator is handed a batch while the one before is going through, so that it never waits
-    for the host; the answers that are read then are those of the batch before that one.
-
     Args:
       programs: Compiled for them.
       answer: Takes those who leave.
+      overlap: Whether the device is handed a batch while the one before is going through, so that
+        it never waits for the host; the answers that are read then are those before that one's.
     """
 
-    def __init__(self, programs: LanePrograms, answer: Answer):
-        self._programs, self._answer = programs, answer
+    def __init__(self, programs: LanePrograms, answer: Answer, overlap: bool):
+        self._programs, self._answer, self._overlap = programs, answer, overlap
         self._state = self._before = programs.empty()
         self._positions = np.full(programs.places, -1, np.int64)
         # The step that each place's sample came with, and how many there have been.
@@ -114,7 +109,7 @@ class Lane:
 
     def _known(self) -> tuple[list[int], np.ndarray, list[int]] | None:
         """The answers of all steps but the last; of that too, where it is done."""
-        if self._state.exits.is_ready():
+        if _is_done(self._state):
             return self._answered(self._state, self._steps)
         return self._answered(self._before, self._steps - 1)
 
@@ -163,5 +158,11 @@ class Lane:
         self._came[free] = self._steps
         self._before = self._state
         self._state = self._programs.step(self._state, batch, places, len(begun))
-        # While that runs.
+        if not self._overlap:
+            jax.block_until_ready(self._state)
+        # While that runs, where it does.
         self._hand_over(answered)
+
+
+def _is_done(state: State) -> bool:
+    return state.exits.is_ready()

@@ -82,6 +82,9 @@ class Stream:
         oldest are hurried along where there would be more. By default what all lanes can hold.
       lengths: Of tokens, that texts are padded to; by default powers of two from 8 up to the
         longest that the network takes. A text waits in a lane with others of its length.
+      overlap: Whether the device is handed a batch while the one before is going through: it never
+        waits for the host then, and answers are read a batch later. By default everywhere but on
+        a CPU, where the host's work would take the cores that stages run on.
 
     Raises:
       InputError: a setting is out of range.
@@ -98,6 +101,7 @@ class Stream:
         ordered: bool = False,
         capacity: int | None = None,
         lengths: Sequence[int] | None = None,
+        overlap: bool | None = None,
     ):
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
@@ -105,6 +109,7 @@ class Stream:
             raise InputError(f"max_wait_s is {max_wait_s}: give seconds above 0, or None")
         self._network, self._variables, self._policy = network, variables, policy
         self.batch_size, self.ordered = batch_size, ordered
+        self.overlap = jax.default_backend() != "cpu" if overlap is None else overlap
         self.max_wait_s = float("inf") if max_wait_s is None else max_wait_s
         self.lanes = Lanes(network, lengths)
         # A lane holds a batch that begins, one that goes through, and at most as many behind each
@@ -133,7 +138,7 @@ class Stream:
         if key not in self._programs:
             alone = jax.tree.map(lambda leaf: leaf[None].repeat(self.batch_size, 0), x)
             self._programs[key] = LanePrograms(self._network, self._policy, self._variables, alone)
-        return Lane(self._programs[key], answer)
+        return Lane(self._programs[key], answer, self.overlap)
 
     def answers(self, samples: Iterable[Any]) -> list[Result]:
         """Results of samples that all have an answer, in the order of arrival.
@@ -279,22 +284,17 @@ class _Pass:
             if since > limit:
                 break
             overdue = position
-        # Where there is no room, the older half of those on their way makes some.
-        if self._arrived and self._has_no_room():
-            waiting = list(self._arrived)
-            overdue = max(overdue, waiting[len(waiting) // 2])
+        if self._has_no_room():
+            # What can be answered makes some; else the older half of those on their way.
+            self._settle()
+            if self._has_no_room():
+                waiting = list(self._arrived)
+                overdue = max(overdue, waiting[len(waiting) // 2])
         return overdue
 
     def _has_no_room(self) -> bool:
-        """Whether too many are on their way, when all that can be answered is."""
-
-        def full() -> bool:
-            held_back = len(self._ready) if self._stream.ordered else 0
-            return len(self._arrived) + held_back >= self._stream.capacity
-
-        if full():
-            self._settle()
-        return full()
+        held_back = len(self._ready) if self._stream.ordered else 0
+        return bool(self._arrived) and len(self._arrived) + held_back >= self._stream.capacity
 
     def _is_full(self) -> bool:
         return len(self._arrived) + len(self._ready) >= self._stream.capacity

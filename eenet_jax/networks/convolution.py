@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from eenet_jax.networks.one_cpu import on_one_cpu
+
 Maps = Float[Array, "batch height width channels"]
 Features = Float[Array, "batch _height _width features"]
 Kernel = Float[Array, "size size channels features"]
@@ -50,11 +52,8 @@ def _forward(x: Array, kernel: Array, stride: int):
 
 def _backward(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     plain = functools.partial(_plain_gradients, stride)
-    # A batch cut over several devices would be gathered for its pieces.
-    if jax.device_count() > 1:
-        return plain(*kept, gradient)
     in_pieces = functools.partial(_gradients_on_a_cpu, stride)
-    return lax.platform_dependent(*kept, gradient, cpu=in_pieces, default=plain)
+    return on_one_cpu(*kept, gradient, cpu=in_pieces, default=plain)
 
 
 convolve.defvjp(_forward, _backward)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from eenet_jax.networks.one_cpu import on_one_cpu
+
 Maps = Float[Array, "*shape"]
 
 
@@ -36,9 +38,7 @@ materialised_relu.defvjp(_forward, _backward)
 
 
 def _materialised(x: Array) -> Array:
-    if jax.device_count() > 1:
-        return x
-    return lax.platform_dependent(x, cpu=_behind_a_loop, default=lambda x: x)
+    return on_one_cpu(x, cpu=_behind_a_loop, default=lambda x: x)
 
 
 def _behind_a_loop(x: Array) -> Array:

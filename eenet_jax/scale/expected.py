@@ -8,7 +8,6 @@ from jax.sharding import PartitionSpec
 from eenet_jax.scale.programs import RunPrograms
 
 _STATISTIC_BYTES = 4
-_FORWARD_AND_BACKWARD = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,8 @@ class Expected:
         where devices with the same part remain.
       scattered: Gradients of the weights that are cut.
       gathered: Weights that are cut, once; twice where stages are rematerialised.
-      statistics: BatchNorm's mean and mean square of every channel, and their gradients.
+      statistics: BatchNorm's mean and mean square of every channel. The sums of its backward pass
+        are the gradients of its scale and bias, and counted there.
     """
 
     reduced: int
@@ -56,5 +56,5 @@ def expected_bytes(programs: RunPrograms) -> Expected:
         reduced=parts * (whole + (cut // layout.fsdp if others else 0)),
         scattered=parts * cut,
         gathered=parts * passes * cut,
-        statistics=parts * _STATISTIC_BYTES * _FORWARD_AND_BACKWARD * channels,
+        statistics=parts * passes * _STATISTIC_BYTES * channels,
     )

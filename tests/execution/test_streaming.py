@@ -1,9 +1,11 @@
 """A stream's samples are each answered once, as the simulation says, whatever happens to it."""
 
+import contextlib
 import dataclasses
 import threading
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -16,6 +18,7 @@ from jaxtyping import Array, Float
 from replay import exit_probs, replay_network
 
 from eenet_jax.errors import InputError
+from eenet_jax.execution import lane
 from eenet_jax.execution.streaming import Result, Sample, Stream
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.max_prob import MaxProb
@@ -24,6 +27,7 @@ EXITS, CLASSES = 3, 4
 NOTHING = {"params": {}, "batch_stats": {}}
 LENGTHS = (6, 16)
 CAPACITY = 100
+MODES = ("as they come", "ordered", "overlapping")
 
 
 class HandOnTokens(nn.Module):
@@ -102,24 +106,32 @@ def _as_input(sample):
 
 @pytest.fixture(scope="module")
 def streams():
-    """One for each way of handing out, compiled once."""
+    """One for each way of handing out, and one that overlaps, compiled once."""
     made = {
-        ordered: Stream(
+        mode: Stream(
             TEXTS,
             NOTHING,
             POLICY,
             batch_size=16,
             lengths=LENGTHS,
             max_wait_s=0.05,
-            ordered=ordered,
+            ordered=mode == "ordered",
             capacity=CAPACITY,
+            overlap=mode == "overlapping",
         )
-        for ordered in (False, True)
+        for mode in MODES
     }
     for stream in made.values():
         for length in LENGTHS:
             stream.warm_up({"input_ids": np.ones(length, int)})
     return made
+
+
+def _as_slow_as_can_be(mode):
+    """No batch is through when the next one has come, where they overlap."""
+    if mode != "overlapping":
+        return contextlib.nullcontext()
+    return mock.patch.object(lane, "_is_done", return_value=False)
 
 
 _texts = st.lists(st.integers(0, 50), min_size=1, max_size=LENGTHS[-1]).map(np.asarray)
@@ -128,12 +140,13 @@ _texts = st.lists(st.integers(0, 50), min_size=1, max_size=LENGTHS[-1]).map(np.a
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     samples=st.lists(st.one_of(_texts, _texts, st.sampled_from(MALFORMED)), max_size=90),
-    ordered=st.booleans(),
+    mode=st.sampled_from(MODES),
 )
-def test_every_sample_is_answered_once(streams, samples, ordered):
-    results = list(streams[ordered](map(_as_input, samples)))
+def test_every_sample_is_answered_once(streams, samples, mode):
+    with _as_slow_as_can_be(mode):
+        results = list(streams[mode](map(_as_input, samples)))
     _check(results, samples)
-    if ordered:
+    if mode == "ordered":
         assert [result.position for result in results] == list(range(len(samples)))
 
 
@@ -157,18 +170,19 @@ class _Source:
             yield _as_input(sample)
 
 
-@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("count", [8_000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_many_samples_with_pauses_and_faults(streams, ordered, count):
-    source = _Source(count, seed=int(ordered), pause_every=1000)
+def test_many_samples_with_pauses_and_faults(streams, mode, count):
+    source = _Source(count, seed=MODES.index(mode), pause_every=1000)
     results, most = [], 0
-    for result in streams[ordered](source):
-        most = max(most, len(source.samples) - len(results))
-        results.append(result)
-        if len(results) % 4_000 == 0:
-            time.sleep(0.2)
+    with _as_slow_as_can_be(mode):
+        for result in streams[mode](source):
+            most = max(most, len(source.samples) - len(results))
+            results.append(result)
+            if len(results) % 4_000 == 0:
+                time.sleep(0.2)
     _check(results, source.samples)
-    if ordered:
+    if mode == "ordered":
         assert [result.position for result in results] == list(range(len(results)))
     # On their way or held back; and in the queue and in the reader's hands.
     assert most <= CAPACITY + 16 + 2
@@ -176,7 +190,7 @@ def test_many_samples_with_pauses_and_faults(streams, ordered, count):
 
 def test_a_slow_consumer_holds_the_source_back(streams):
     source = _Source(5_000, seed=3)
-    results = iter(streams[False](source))
+    results = iter(streams["as they come"](source))
     next(results)
     time.sleep(0.3)
     taken = len(source.samples)
@@ -197,29 +211,29 @@ def test_what_the_source_raises_comes_after_the_answers(streams):
     results = []
     # `extend` keeps what came before.
     with pytest.raises(OSError, match="the camera is gone"):
-        results.extend(streams[False](failing()))
+        results.extend(streams["as they come"](failing()))
     _check(results, [np.full(3, number) for number in range(37)])
 
 
 def test_ids_are_handed_on(streams):
     samples = [Sample(x={"input_ids": np.asarray([n])}, id=f"text {n}") for n in range(20)]
-    results = list(streams[True]([*samples, {"input_ids": np.asarray([7])}]))
+    results = list(streams["ordered"]([*samples, {"input_ids": np.asarray([7])}]))
     assert [result.id for result in results] == [*(sample.id for sample in samples), 20]
 
 
 def test_answers_are_all_there_or_the_missing_one_is_named(streams):
     samples = [{"input_ids": np.asarray([n])} for n in range(20)]
-    answers = streams[False].answers(samples)
+    answers = streams["as they come"].answers(samples)
     assert [result.position for result in answers] == list(range(20))
     assert [result.exit_index for result in answers] == [n // CLASSES % EXITS for n in range(20)]
     with pytest.raises(InputError, match="sample 1 got no answer: tokens are wanted"):
-        streams[False].answers([samples[0], "a text"])
+        streams["as they come"].answers([samples[0], "a text"])
 
 
 def test_a_stopped_consumer_stops_the_reader(streams):
     source = _Source(100_000, seed=5)
     before = threading.active_count()
-    results = streams[False](source)
+    results = streams["as they come"](source)
     next(results)
     results.close()
     deadline = time.monotonic() + 5
