@@ -107,12 +107,6 @@ class Lane:
         """Wait for what is going through, and hand over the answers."""
         self._hand_over(self._answered(self._state, self._steps))
 
-    def _known(self) -> tuple[list[int], np.ndarray, list[int]] | None:
-        """The answers of all steps but the last; of that too, where it is done."""
-        if _is_done(self._state):
-            return self._answered(self._state, self._steps)
-        return self._answered(self._before, self._steps - 1)
-
     def _answered(self, state: State, steps: int) -> tuple[list[int], np.ndarray, list[int]] | None:
         """Positions, logits and exits of those who were answered by then; their places are free."""
         outstanding = np.flatnonzero((self._positions >= 0) & (self._came <= steps))
@@ -149,7 +143,8 @@ class Lane:
         filled = [x for _, x in begun] + [begun[0][1]] * (self._programs.batch - len(begun))
         batch = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
         # Only now, so that stacking went on beside what was running.
-        answered = self._known()
+        known = (self._before, self._steps - 1) if self._overlap else (self._state, self._steps)
+        answered = self._answered(*known)
         free = np.flatnonzero(self._positions < 0)[: len(begun)]
         places = np.full(self._programs.batch, self._programs.places, np.int32)
         places[: len(begun)] = free
@@ -162,7 +157,3 @@ class Lane:
             jax.block_until_ready(self._state)
         # While that runs, where it does.
         self._hand_over(answered)
-
-
-def _is_done(state: State) -> bool:
-    return state.exits.is_ready()
