@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -156,7 +157,17 @@ def _batch_size(batch: int | str | None, config: ExperimentConfig) -> int:
 
 def _train_step(config: ExperimentConfig, layout: Layout) -> Compiled:
     lowered = RunPrograms(config=config, layout=layout).train_step()
-    return compile_program("train_step", lowered, config.data.batch_size)
+    size = config.data.batch_size
+    # It may take a quarter of an hour.
+    print(f"compiling the training step at batch {size:,} …", file=sys.stderr, flush=True)
+    step = compile_program("train_step", lowered, size)
+    print(
+        f"batch {size:,}: {step.memory_bytes / 1e9:.1f} GB a chip"
+        f" ({'fits' if step.fits else 'does not fit'}), compiled in {step.compile_seconds:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    return step
 
 
 def _with_batch(config: ExperimentConfig, size: int) -> ExperimentConfig:
