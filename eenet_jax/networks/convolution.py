@@ -1,9 +1,9 @@
-"""The convolution of every backbone here; its gradients are made differently on a CPU.
+"""The convolution of every backbone here; a CPU gets there in its own way.
 
-XLA's own gradients on a CPU transpose whole batches of feature maps. There the gradient of the
-kernel is a sum over pieces of the batch that a core's cache holds, a matrix product each, and that
-of a strided convolution's input is a plain convolution of what was spread out. Elsewhere both are
-XLA's.
+There XLA is led to the kernel that uses all cores. Its own gradients transpose whole batches of feature maps:
+the gradient of the kernel is made a sum over pieces of the batch that a core's cache holds, a
+matrix product each, and that of the input a plain convolution of what was spread out. Elsewhere
+all of it is XLA's.
 """
 
 import functools
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from eenet_jax.networks.materialise import behind_a_loop
 from eenet_jax.networks.one_cpu import on_one_cpu
 
 Maps = Float[Array, "batch height width channels"]
@@ -21,6 +22,9 @@ Kernel = Float[Array, "size size channels features"]
 
 PIECE_BYTES = 2**22
 """Of what a piece of the batch is spread to; a half of it takes as long."""
+
+FEW_CHANNELS = 16
+"""Of input and of result: with no more, XLA uses its other kernel by itself."""
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -34,20 +38,33 @@ def convolve(x: Maps, kernel: Kernel, stride: int) -> Features:
       kernel: Of an odd size.
       stride: In pixels, down and across.
     """
-    return _plain(stride, x, kernel)
+    plain = functools.partial(_plain, stride)
+    return on_one_cpu(x, kernel, cpu=functools.partial(_on_all_cores, stride), default=plain)
 
 
-def _plain(stride: int, x: Array, kernel: Array) -> Array:
+def _plain(stride: int, x: Array, kernel: Array, rows_more: int = 0) -> Array:
     if kernel.shape[0] == 1:
         # A matrix product, whose gradient is a third as long on a CPU.
         return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
     half = kernel.shape[0] // 2
-    padding = ((half, half), (half, half))
+    padding = ((half, half + rows_more), (half, half))
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
+def _on_all_cores(stride: int, x: Array, kernel: Array) -> Array:
+    """The same on a CPU.
+
+    XLA has two kernels there. The one that it prefers uses a single core in jaxlib 0.10; it does
+    not take a convolution whose result has more rows than its input, nor one of few channels.
+    """
+    size, *channels = kernel.shape[1:]
+    if size == 1 or stride > 1 or max(channels) <= FEW_CHANNELS:
+        return _plain(stride, x, kernel)
+    return _plain(stride, x, kernel, rows_more=1)[:, :-1]
+
+
 def _forward(x: Array, kernel: Array, stride: int):
-    return _plain(stride, x, kernel), (x, kernel)
+    return convolve(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride: int, kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -80,7 +97,7 @@ def input_gradient(x: Array, kernel: Array, gradient: Array, stride: int) -> Arr
       stride: Of the convolution.
     """
     size, sides = kernel.shape[0], x.shape[1:3]
-    if size == 1 or stride == 1:
+    if size == 1:
         return jax.vjp(lambda x: _plain(stride, x, kernel), x)[1](gradient)[0]
     # Spread out to the input's size, zeros between: a convolution that XLA has a fast path for.
     behind = [
@@ -89,7 +106,7 @@ def input_gradient(x: Array, kernel: Array, gradient: Array, stride: int) -> Arr
     ]
     none, rows, columns = (0, 0, 0), *((0, more, stride - 1) for more in behind)
     spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), (none, rows, columns, none))
-    return _plain(1, spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    return _on_all_cores(1, spread, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
 
 
 def kernel_gradient(x: Array, kernel: Array, gradient: Array, stride: int) -> Array:
@@ -115,7 +132,8 @@ def kernel_gradient(x: Array, kernel: Array, gradient: Array, stride: int) -> Ar
         return jnp.concatenate(found, axis=1)
 
     if size == 1:
-        total = rows(x, gradient)
+        # A product whose transpose XLA would compute instead takes twice as long.
+        total = behind_a_loop(rows(x, gradient))
     else:
         spread = gradient.dtype.itemsize * row_width * (x.shape[1] + size - 1) * gradient.shape[2]
         piece = _divisor(len(x), PIECE_BYTES // spread)

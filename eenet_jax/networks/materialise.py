@@ -38,10 +38,15 @@ materialised_relu.defvjp(_forward, _backward)
 
 
 def _materialised(x: Array) -> Array:
-    return on_one_cpu(x, cpu=_behind_a_loop, default=lambda x: x)
+    return on_one_cpu(x, cpu=behind_a_loop, default=lambda x: x)
 
 
-def _behind_a_loop(x: Array) -> Array:
+def behind_a_loop(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The same, which a compiler can't join with what comes before or after.
+
+    Args:
+      x: Computed once, and written to memory.
+    """
     # No value is less, and the compiler doesn't know: a loop that never runs, and copies nothing.
     never = x[(0,) * x.ndim] < -jnp.inf
     carry = (never, x)

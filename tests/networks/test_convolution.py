@@ -49,19 +49,28 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(
 
 
 def test_one_cpu_works_in_pieces_and_several_devices_do_not(monkeypatch):
-    x, kernel = arrays(4, 8, 3, 3, 5)
+    x, kernel = arrays(4, 8, 3, 3, 20)
 
     def traced():
         loss = jax.grad(lambda kernel: convolve(x, kernel, 1).sum())
         return str(jax.make_jaxpr(loss)(kernel))
 
-    assert "while" not in traced()
+    whole = traced()
+    assert "while" not in whole
+    assert "4,9,9,20" not in whole
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     jax.clear_caches()
-    assert "while" in traced() or "scan" in traced()
-    found = jax.jit(jax.grad(lambda kernel: (convolve(x, kernel, 2) ** 2).sum()))(kernel)
-    expected = jax.grad(lambda kernel: (reference(x, kernel, 2) ** 2).sum())(kernel)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    in_pieces = traced()
+    assert "while" in in_pieces or "scan" in in_pieces
+    # Nine rows from eight: what makes XLA use all cores.
+    assert "4,9,9,20" in in_pieces
+    for size, stride in ((3, 1), (3, 2), (1, 1)):
+        x, kernel = arrays(4, 8, size, 3, 20)
+        loss = functools.partial(lambda stride, of, *at: (of(*at, stride) ** 2).sum(), stride)
+        found = jax.jit(jax.value_and_grad(functools.partial(loss, convolve), (0, 1)))(x, kernel)
+        expected = jax.value_and_grad(functools.partial(loss, reference), (0, 1))(x, kernel)
+        for own, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-3)
 
 
 def test_sums_are_float32_whatever_the_maps_are():

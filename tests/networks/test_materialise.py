@@ -49,4 +49,4 @@ def test_a_chain_of_sums_is_added_up_once_each(monkeypatch):
 def test_the_loop_never_runs():
     for value in (-np.inf, np.nan, np.inf, 0.0):
         x = jnp.full((2, 3), value, jnp.float32)
-        np.testing.assert_array_equal(jax.jit(materialise._behind_a_loop)(x), x)
+        np.testing.assert_array_equal(jax.jit(materialise.behind_a_loop)(x), x)
