@@ -1,7 +1,7 @@
 """The convolution of every backbone here; a CPU gets there in its own way.
 
-There XLA is led to the kernel that uses all cores. Its own gradients transpose whole batches of feature maps:
-the gradient of the kernel is made a sum over pieces of the batch that a core's cache holds, a
+There XLA is led to the kernel that uses all cores. Its own gradients transpose whole batches of
+feature maps: that of the kernel is made a sum over pieces of the batch that a core's cache holds, a
 matrix product each, and that of the input a plain convolution of what was spread out. Elsewhere
 all of it is XLA's.
 """
