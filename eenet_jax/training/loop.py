@@ -163,9 +163,10 @@ class _Trainer:
                 if ends_epoch:
                     seconds = time.monotonic() - started
                     accuracy = self._log_validation(log, progress, state, step, seconds)
-                    self._save_best(best, accuracy, state, batches, seconds)
+                    if self._is_best(accuracy):
+                        self._save(best, checkpoints, state, batches, seconds)
                 if saves:
-                    self._save(checkpoints, state, batches, time.monotonic() - started)
+                    self._save(checkpoints, best, state, batches, time.monotonic() - started)
                 if stops:
                     self._stop(checkpoints, step)
                 progress.update(bar, completed=step)
@@ -218,12 +219,15 @@ class _Trainer:
         )
         return result["accuracy"][-1]
 
-    def _save_best(self, best: Checkpoints, accuracy: float, state, batches, seconds) -> None:
-        if self.config.training.select == "best" and accuracy > self.best_accuracy:
-            self.best_accuracy = accuracy
-            self._save(best, state, batches, seconds)
+    def _is_best(self, accuracy: float) -> bool:
+        if self.config.training.select != "best" or accuracy <= self.best_accuracy:
+            return False
+        self.best_accuracy = accuracy
+        return True
 
-    def _save(self, checkpoints: Checkpoints, state, batches: Any, seconds: float) -> None:
+    def _save(
+        self, where: Checkpoints, other: Checkpoints, state, batches: Any, seconds: float
+    ) -> None:
         if not _all_finite((state.params, state.batch_stats)):
             raise InputError(
                 f"the weights are NaN or infinite at step {int(state.step)}: lower"
@@ -235,7 +239,10 @@ class _Trainer:
             "best_accuracy": self.best_accuracy,
         }
         metadata["config"] = self.config.to_json()
-        checkpoints.save(state, batches.get_state(), metadata)
+        # All processes meet while they write: in two folders at once, some would wait in the one
+        # for others that wait in the other.
+        other.wait()
+        where.save(state, batches.get_state(), metadata)
 
     def _finish(self, state: TrainState, seconds: float) -> None:
         if not is_first():

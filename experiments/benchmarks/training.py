@@ -48,6 +48,11 @@ LOSS_TOLERANCE = 1e-4
 """Of the losses of the first steps, relative."""
 COMPARED_STEPS = 3
 LAYOUTS = {"torch_channels_last": True, "torch_contiguous": False}
+LABELS = {
+    "ours": "eenet_jax",
+    "torch_channels_last": "PyTorch, channels last",
+    "torch_contiguous": "PyTorch, contiguous",
+}
 SAMPLES = 10_000
 
 
@@ -227,12 +232,12 @@ def table(figures: dict[str, Any]) -> str:
         f"{figures['network']}, batch {figures['batch']}, median of {figures['repeats']} steps in"
         f" turn, {figures['device']}:",
         "",
-        "| | s a step | greatest - least, s | this package's step over it | GB at its peak |",
+        "| | s a step | greatest - least, s | eenet_jax over it | GB at its peak |",
         "|---|--:|--:|--:|--:|",
     ]
     for name, step in figures["step"].items():
         cells = (
-            name.replace("_", " "),
+            LABELS[name],
             f"{step['median_s']:.3f}",
             f"{step['spread_s']:.3f}",
             f"{ours / step['median_s']:.2f}",

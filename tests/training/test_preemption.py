@@ -26,7 +26,7 @@ from tiny_run import tiny_config
 
 def get_config():
     """The settings of this run."""
-    return tiny_config(epochs={EPOCHS}, checkpoint_every=5)
+    return tiny_config(epochs={EPOCHS}, checkpoint_every=5, select="SELECT")
 '''
 SECONDS = 120
 
@@ -34,10 +34,10 @@ SECONDS = 120
 class Job:
     """`eenet train` in one process, or in two that train together."""
 
-    def __init__(self, folder: Path, processes: int):
+    def __init__(self, folder: Path, processes: int, select: str):
         self.out, self.count = folder / "run", processes
         self.config = folder / "tiny.py"
-        self.config.write_text(CONFIG)
+        self.config.write_text(CONFIG.replace("SELECT", select))
         self.running: list[subprocess.Popen] = []
 
     def start(self):
@@ -83,8 +83,8 @@ def job(tmp_path):
     """Made by its number of processes; what still runs in the end is killed."""
     made = []
 
-    def make(processes, folder=tmp_path):
-        made.append(Job(folder, processes))
+    def make(processes, folder=tmp_path, select="last"):
+        made.append(Job(folder, processes, select))
         return made[-1]
 
     yield make
@@ -111,15 +111,20 @@ def assert_same_end(folder, reference):
     assert max(kept) == EPOCHS * 3
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_sigterm_saves_and_the_same_command_ends_with_the_same_bits(job, tmp_path, processes):
+@pytest.mark.parametrize(
+    ("processes", "select"),
+    [(1, "last"), *(pytest.param(2, select, marks=pytest.mark.slow) for select in ("last", "best"))],
+)
+def test_sigterm_saves_and_the_same_command_ends_with_the_same_bits(
+    job, tmp_path, processes, select
+):
     unbroken, broken = (tmp_path / name for name in ("unbroken", "broken"))
     unbroken.mkdir()
     broken.mkdir()
-    whole = job(processes, unbroken)
+    whole = job(processes, unbroken, select)
     whole.start()
     assert statuses(whole.end()) == [0] * processes
-    stopped = job(processes, broken)
+    stopped = job(processes, broken, select)
     stopped.start()
     stopped.wait_for(step=6)
     stopped.running[-1].send_signal(signal.SIGTERM)
