@@ -83,11 +83,7 @@ class Train:
         from eenet_jax.training.loop import train
 
         shown = ["--help"] if self.settings else list(overrides)
-        preset = find_config(self.config)
-        if self.build:
-            changed = {**preset.network.overrides, **dict(map(setting, self.build))}
-            network = dataclasses.replace(preset.network, overrides=changed)
-            preset = dataclasses.replace(preset, network=network)
+        preset = _preset(self.config, self.build)
         config = parse(ExperimentConfig, shown, f"eenet train {self.config}", default=preset)
         out = self.out or Path("runs") / config.name
         others = (self.coordinator, self.num_processes, self.process_id)
@@ -108,15 +104,21 @@ class Compile:
     a chip that fits; the config's by default."""
     fsdp: int = 1
     """Over how many chips the weights are cut; 1 keeps them whole on each."""
+    build: tuple[str, ...] = ()
+    """Settings of the network's builder, as for `eenet train`."""
     out: Path | None = None
     """A JSON file for all of it."""
 
     def __call__(self, overrides: Sequence[str]) -> None:
         """Run the verb, with further options for the config."""
+        from eenet_jax.artifacts import check_folder
         from eenet_jax.scale.compile import compile_run, describe, write_report
 
+        if self.out:
+            check_folder(self.out.parent)
+        preset = _preset(self.config, self.build)
         program = f"eenet compile {self.config}"
-        config = parse(ExperimentConfig, list(overrides), program, default=find_config(self.config))
+        config = parse(ExperimentConfig, list(overrides), program, default=preset)
         report = compile_run(config, self.topology, batch=self.batch, fsdp=self.fsdp)
         print("\n".join(describe(report)))
         if self.out:
@@ -425,6 +427,14 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 # Verbs that hand the options they don't know to a config.
 WITH_SETTINGS = (Train, Compile)
+
+
+def _preset(name: str, build: Sequence[str]) -> ExperimentConfig:
+    """A config with settings of its network's builder changed."""
+    preset = find_config(name)
+    changed = {**preset.network.overrides, **dict(map(setting, build))}
+    network = dataclasses.replace(preset.network, overrides=changed)
+    return dataclasses.replace(preset, network=network)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,8 +1,14 @@
 """Batches made ahead of their use, by processes of their own."""
 
+import atexit
 import contextlib
 import functools
+import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +62,8 @@ class ReadAhead(grain.DatasetIterator[Batch]):
         # Grain asks absl for flags of its own, which nobody has parsed outside of absl's `app`.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
+        # Else Python would send SIGTERM as it ends, which workers ignore, and wait for them.
+        atexit.register(_close, weakref.ref(self))
         make = functools.partial(_make_shared, self._make)
         batches = grain.MapDataset.range(self._next, self._stop).map(make)
         in_line = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -88,6 +96,19 @@ class ReadAhead(grain.DatasetIterator[Batch]):
             self.close()
 
 
+def _close(ahead: "weakref.ref[ReadAhead]") -> None:
+    running = ahead()
+    if running is not None:
+        running.close()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
 def _make_shared(make: Callable[[int], Batch], number: int) -> Batch:
     """A batch whose large arrays lie where the main process can see them."""
     return {
@@ -115,9 +136,15 @@ def _killed(workers: int) -> InputError:
 
 
 def _prepare_worker(index: int, count: int) -> None:
-    """Ctrl-C is the main process's to answer; and no device is a worker's to take."""
+    """Signals are the main process's to answer; and no device is a worker's to take.
+
+    Clouds and schedulers send SIGTERM to all processes: a worker that ended would leave the main
+    one without the batches that it stops and saves in order by.
+    """
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import jax  # Which grain has imported by now.
 
     jax.config.update("jax_platforms", "cpu")

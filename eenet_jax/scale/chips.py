@@ -29,13 +29,6 @@ CHIPS = {
     chip.name: chip
     for chip in (
         Chip(
-            name="v4",
-            memory_bytes=32e9,
-            memory_bytes_per_s=1.2e12,
-            flops_per_s=275e12,
-            link_bytes_per_s=300e9,
-        ),
-        Chip(
             name="v5e",
             memory_bytes=16e9,
             memory_bytes_per_s=819e9,

@@ -1,8 +1,10 @@
 """What a compiled program sends between devices, read from its text."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -17,6 +19,11 @@ _INSTRUCTION = re.compile(
 )
 _SHAPE = re.compile(r"\b(?P<type>" + "|".join(_BYTES) + r")\[(?P<sides>[\d,]*)\]")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_DEVICES = re.compile(r"num_partitions=(\d+)")
+_SUMMED_AND_CUT = "%all-reduce-scatter"
+"""How the TPU compiler names a computation of an all-reduce of which each device keeps a part: it
+runs as a reduce-scatter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,26 +35,65 @@ class Collective:
       bytes: Of the whole arrays on one device: what is reduced, what has been gathered, what is
         there before it is scattered, or what is sent.
       arrays: How many there are in it.
+      group: Devices that take part together.
       source: Of which operation of the program, as JAX names it; empty where XLA doesn't say.
     """
 
     kind: str
     bytes: int
     arrays: int
+    group: int
     source: str
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends, where every one sends as much: `sent_bytes`."""
+        return sent_bytes(self.kind, self.bytes, self.group)
+
+
+def sent_bytes(kind: str, size: int, group: int) -> float:
+    """What each device of a group sends, in a ring, which sends the least.
+
+    Args:
+      kind: One of `KINDS`.
+      size: `Collective.bytes`.
+      group: Devices.
+
+    Source: Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of
+    workstations".
+    """
+    if kind == "collective-permute":
+        return float(size)
+    return (2 if kind == "all-reduce" else 1) * size * (group - 1) / group
 
 
 def collectives(program: str) -> list[Collective]:
-    """Every collective of a compiled program's text, asynchronous ones once."""
-    return list(_found(program))
+    """Every collective of a compiled program's text, once.
+
+    A program that the compiler runs beside others has several computations that name it: its
+    beginning, what runs meanwhile and its end. They share a channel. What is in a loop is counted
+    once, however often that runs.
+    """
+    found: dict[Any, Collective] = {}
+    for number, (channel, each) in enumerate(_found(program)):
+        key = channel or f"without a channel, {number}"
+        if key not in found or not found[key].source:
+            found[key] = each
+    return list(found.values())
 
 
-def _found(program: str) -> Iterator[Collective]:
+def _found(program: str) -> Iterator[tuple[str, Collective]]:
+    devices = _DEVICES.search(program)
+    everybody = int(devices[1]) if devices else 1
+    computation = ""
     for line in program.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            computation = line
         match = _INSTRUCTION.match(line)
         if match is None:
             continue
         kind, operands = match["kind"], match["operands"]
+        group = _group_size(line) or everybody
         results = _sizes(match["result"])
         if match["start"] and kind in ("all-gather", "collective-permute"):
             # Of operands, results and, for a permutation, two counters.
@@ -55,13 +101,19 @@ def _found(program: str) -> Iterator[Collective]:
             results = results[len(results) // 2 :] if kind == "all-gather" else results[:1]
         if kind == "reduce-scatter":
             # Operands are named by their instructions; a part's size times the parts' number.
-            results = [size * _group_size(line) for size in results]
-        source = _SOURCE.search(operands)
-        yield Collective(
-            kind=kind,
-            bytes=sum(results),
-            arrays=len(results),
-            source=source[1] if source else "",
+            results = [size * group for size in results]
+        if kind == "all-reduce" and computation.startswith(_SUMMED_AND_CUT):
+            kind = "reduce-scatter"
+        channel, source = _CHANNEL.search(operands), _SOURCE.search(operands)
+        yield (
+            channel[1] if channel else "",
+            Collective(
+                kind=kind,
+                bytes=sum(results),
+                arrays=len(results),
+                group=group,
+                source=source[1] if source else "",
+            ),
         )
 
 
@@ -77,9 +129,18 @@ def _product(sides: str) -> int:
 
 
 def _group_size(line: str) -> int:
-    """Devices that take part in one group: of `{{0,1},{2,3}}` 2, of `[4,2]<=[8]` 2."""
+    """Devices that take part in one group; 0 where that isn't said.
+
+    `{{0,1},{2,3}}` is 2, `[4,2]<=[8]` 2, and `mesh['a'=4,'b'=2] {'b'}` 2.
+    """
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:
         return listed[1].count(",") + 1
     short = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-    return int(short[1]) if short else 1
+    if short:
+        return int(short[1])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
+    if not named:
+        return 0
+    sides = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+    return math.prod(int(sides[axis]) for axis in re.findall(r"'([^']+)'", named[2]))

@@ -18,7 +18,7 @@ from eenet_jax.scale.chips import Chip, chip_of
 from eenet_jax.scale.measured import Compiled, compile_program
 from eenet_jax.scale.programs import RunPrograms
 from eenet_jax.scale.solver_program import lower_solver
-from eenet_jax.scale.topology import topology_devices
+from eenet_jax.scale.topology import host_of, topology_devices
 from eenet_jax.training.network import build_network
 from eenet_jax.training.sharding import Layout, make_layout
 
@@ -38,7 +38,8 @@ class SliceReport:
       fsdp: Over how many of them the weights are cut.
       batch_size: Of a training step, all chips together.
       config: Of the run.
-      programs: By name: "train_step", "predict_step" and "solver".
+      programs: By name: "train_step", for all of the slice; "predict_step" and "solver", for
+        one of its hosts, as they are run.
       weight_bytes: Of the network's weights, one set.
       versions: Of JAX and of the compiler.
     """
@@ -68,16 +69,24 @@ class SliceReport:
             used = max(program.memory_bytes for program in self.programs.values())
             return f"fits: {used / 1e9:.1f} of {self.chip.memory_bytes / 1e9:.0f} GB a chip"
         failing = [name for name, program in self.programs.items() if not program.fits]
+        changes = [change for name in failing for change in self._changes(name)]
+        return f"does not fit ({', '.join(failing)}): try {', or '.join(changes)}"
+
+    def _changes(self, name: str) -> list[str]:
+        """What makes a program smaller."""
+        data, training = self.config.data, self.config.training
+        if name == "predict_step":
+            return [f"a --data.eval-batch-size below {data.eval_batch_size}"]
+        if name == "solver":
+            return ["a smaller --data.val-size"]
         changes = [f"fewer samples than --batch {self.batch_size}"]
-        training = self.config.training
         if not training.rematerialise:
             changes.append("--training.rematerialise")
         if training.compute_dtype == "float32":
             changes.append("--training.compute-dtype bfloat16")
         if self.devices > self.fsdp:
             changes.append("a larger --fsdp")
-        changes.append("more --training.micro-batches")
-        return f"does not fit ({', '.join(failing)}): try {', or '.join(changes)}"
+        return [*changes, "more --training.micro-batches"]
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -99,8 +108,12 @@ class SliceReport:
         described = dataclasses.asdict(program)
         if program.fits:
             described["intensity"] = program.intensity
+            described["sent"] = program.sent
             described["bound_seconds"] = program.bound_seconds(self.chip)
-        return described
+        # What a program takes that doesn't fit is not known, and NaN is no JSON.
+        floats = {name: value for name, value in described.items() if isinstance(value, float)}
+        unknown = [name for name, value in floats.items() if math.isnan(value)]
+        return {**described, **dict.fromkeys(unknown)}
 
 
 def compile_run(
@@ -118,21 +131,24 @@ def compile_run(
     Raises:
       InputError: the TPU compiler or the slice is not there, or the batch doesn't divide.
     """
-    devices = topology_devices(topology)
-    layout = make_layout(fsdp, devices)
+    layout = make_layout(fsdp, topology_devices(topology))
+    # On some chips what is for a part of a slice can't be compiled for the slice.
+    host = make_layout(devices=topology_devices(host_of(topology)))
+    if batch != LARGEST:
+        config = _with_batch(config, _batch_size(batch, config))
+        layout.check_batch(config.data.batch_size, config.training.micro_batches)
     # First what is soon known, for a training step may take minutes.
     exits = build_network(config, datasets.get_configured(config.data)).num_exits
-    host = [device for device in devices if device.process_index == devices[0].process_index]
-    solver = compile_program("solver", lower_solver(config, exits, host))
+    chips = list(host.mesh.devices.ravel())
+    solver = compile_program("solver", lower_solver(config, exits, chips))
+    size = host.padded(config.data.eval_batch_size)
+    lowered = RunPrograms(config=config, layout=host).predict_step()
+    predict = compile_program("predict_step", lowered, size)
     if batch == LARGEST:
         config, step = _largest(config, layout, chip_of(topology))
     else:
-        config = _with_batch(config, _batch_size(batch, config))
         step = _train_step(config, layout)
     programs = RunPrograms(config=config, layout=layout)
-    predict = compile_program(
-        "predict_step", programs.predict_step(), layout.padded(config.data.eval_batch_size)
-    )
     return SliceReport(
         topology=topology,
         devices=layout.devices,
@@ -225,9 +241,10 @@ def _described(program: Compiled, chip: Chip) -> list[str]:
         return [f"{head}, which does not fit: {program.trouble}"]
     bounds = program.bound_seconds(chip)
     limit = max(bounds, key=lambda name: bounds[name])
+    repeats = f" ({program.loops} loops, their bodies counted once)" if program.loops else ""
     lines = [
         f"{head}, {program.flops / 1e9:,.1f} GFLOP, {program.bytes_accessed / 1e9:,.2f} GB of"
-        f" memory traffic ({program.intensity:.1f} FLOP a byte), compiled in"
+        f" memory traffic ({program.intensity:.1f} FLOP a byte){repeats}, compiled in"
         f" {program.compile_seconds:.0f} s",
         f"  at best {1e3 * bounds[limit]:.2f} ms, bound by {limit} ("
         + ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in bounds.items())

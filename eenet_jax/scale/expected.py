@@ -5,6 +5,7 @@ import dataclasses
 import jax
 from jax.sharding import PartitionSpec
 
+from eenet_jax.scale.collectives import sent_bytes
 from eenet_jax.scale.programs import RunPrograms
 
 _STATISTIC_BYTES = 4
@@ -12,26 +13,37 @@ _STATISTIC_BYTES = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Bytes on one device, counted as `Collective.bytes` is.
+    """Bytes of whole arrays on one device, as `Collective.bytes` is.
 
     Attributes:
-      reduced: Gradients of the weights that are whole, and of the parts of those that are cut,
-        where devices with the same part remain.
+      reduced: Gradients of the weights that are whole.
+      reduced_parts: Gradients of the parts of those that are cut, where several devices have the
+        same part.
       scattered: Gradients of the weights that are cut.
       gathered: Weights that are cut, once; twice where stages are rematerialised.
       statistics: BatchNorm's mean and mean square of every channel. The sums of its backward pass
         are the gradients of its scale and bias, and counted there.
+      devices: In all.
+      fsdp: Over how many of them weights are cut.
     """
 
     reduced: int
+    reduced_parts: int
     scattered: int
     gathered: int
     statistics: int
+    devices: int
+    fsdp: int
 
     @property
-    def total(self) -> int:
-        """All of it; the loss and the accuracies are a few bytes more."""
-        return self.reduced + self.scattered + self.gathered + self.statistics
+    def sent(self) -> float:
+        """Bytes that each device sends; the loss and the accuracies are a few more."""
+        return (
+            sent_bytes("all-reduce", self.reduced + self.statistics, self.devices)
+            + sent_bytes("all-reduce", self.reduced_parts, self.devices // self.fsdp)
+            + sent_bytes("reduce-scatter", self.scattered, self.fsdp)
+            + sent_bytes("all-gather", self.gathered, self.fsdp)
+        )
 
 
 def expected_bytes(programs: RunPrograms) -> Expected:
@@ -49,12 +61,14 @@ def expected_bytes(programs: RunPrograms) -> Expected:
         else:
             cut += width * leaf.size
     parts = training.micro_batches
-    others = layout.devices > layout.fsdp
     channels = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     passes = 2 if training.rematerialise else 1
     return Expected(
-        reduced=parts * (whole + (cut // layout.fsdp if others else 0)),
+        reduced=parts * whole,
+        reduced_parts=parts * cut // layout.fsdp,
         scattered=parts * cut,
         gathered=parts * passes * cut,
         statistics=parts * passes * _STATISTIC_BYTES * channels,
+        devices=layout.devices,
+        fsdp=layout.fsdp,
     )

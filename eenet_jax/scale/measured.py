@@ -26,6 +26,8 @@ class Compiled:
       flops: Of a device, as the compiler counts them.
       bytes_accessed: In a device's memory, likewise.
       collectives: What it sends to other devices.
+      loops: That it has. The compiler counts their bodies once, however often they run, and so do
+        operations, bytes and collectives here.
       trouble: The compiler's first line where it doesn't fit.
     """
 
@@ -37,20 +39,26 @@ class Compiled:
     flops: float = math.nan
     bytes_accessed: float = math.nan
     collectives: tuple[Collective, ...] = ()
+    loops: int = 0
     trouble: str = ""
 
     def bound_seconds(self, chip: Chip) -> dict[str, float]:
         """The least time by each of the chip's limits; the greatest of them is the roofline's.
 
-        Source: Williams et al. 2009, "Roofline". An all-reduce passes twice what it reduces over
-        a chip's links, other collectives once what they hold, and links work both ways at once.
+        Links work both ways at once. What a loop repeats is counted once: see `loops`.
+
+        Source: Williams et al. 2009, "Roofline".
         """
-        sent = sum((2 if c.kind == "all-reduce" else 1) * c.bytes for c in self.collectives)
         return {
             "arithmetic": self.flops / chip.flops_per_s,
             "memory": self.bytes_accessed / chip.memory_bytes_per_s,
-            "links": sent / (chip.link_bytes_per_s / 2),
+            "links": self.sent / (chip.link_bytes_per_s / 2),
         }
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends to others."""
+        return sum(each.sent for each in self.collectives)
 
     @property
     def intensity(self) -> float:
@@ -84,6 +92,7 @@ def compile_program(name: str, lowered: jax.stages.Lowered, samples: int = 0) ->
         )
     seconds = time.monotonic() - began
     cost: Any = compiled.cost_analysis()
+    text = compiled.as_text() or ""
     return Compiled(
         name=name,
         samples=samples,
@@ -92,7 +101,8 @@ def compile_program(name: str, lowered: jax.stages.Lowered, samples: int = 0) ->
         fits=True,
         flops=cost.get("flops", math.nan),
         bytes_accessed=cost.get("bytes accessed", math.nan),
-        collectives=tuple(collectives(compiled.as_text() or "")),
+        collectives=tuple(collectives(text)),
+        loops=len(_LOOP.findall(text)),
     )
 
 
@@ -107,6 +117,7 @@ def _memory_bytes(memory: Any) -> float:
     )
 
 
+_LOOP = re.compile(r" while\(")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

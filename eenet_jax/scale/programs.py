@@ -38,10 +38,6 @@ class RunPrograms:
     config: ExperimentConfig
     layout: Layout
 
-    def __post_init__(self):
-        training = self.config.training
-        self.layout.check_batch(self.config.data.batch_size, training.micro_batches)
-
     @functools.cached_property
     def network(self) -> MultiExitNetwork:
         """Of the run."""
@@ -53,8 +49,9 @@ class RunPrograms:
         return datasets.get_configured(self.config.data)
 
     def train_step(self) -> jax.stages.Lowered:
-        """One step of training."""
+        """One step of training; InputError where its batch doesn't divide."""
         training = scaled(self.config)
+        self.layout.check_batch(self.config.data.batch_size, training.micro_batches)
         made, total = optimizer(training, EPOCH_STEPS), training.epochs * EPOCH_STEPS
         step = make_train_step(self.network, made, self.config, self.spec, total, self.layout)
         return _lower(step, self.state(), self._batch(self.config.data.batch_size))

@@ -1,6 +1,7 @@
 """The devices of a TPU slice that is not there."""
 
 import importlib.util
+import itertools
 import os
 from typing import Any
 
@@ -47,3 +48,16 @@ def topology_devices(topology: str) -> list[Any]:
             f"topology '{topology}' is none that the TPU compiler knows ({reason}): give one"
             " such as v5e:2x2, v5e:4x4 or v5e:16x16"
         ) from None
+
+
+def host_of(topology: str) -> str:
+    """The part of a slice that one host has, as a topology: four chips, or all of a smaller one.
+
+    Args:
+      topology: A chip and a slice, such as "v5e:4x4".
+    """
+    chip_of(topology)
+    chip, _, shape = topology.partition(":")
+    sides = map(int, shape.split("x"))
+    own = itertools.chain((2, 2), itertools.repeat(1))
+    return f"{chip}:" + "x".join(str(min(pair)) for pair in zip(sides, own, strict=False))

@@ -1,10 +1,11 @@
 """Checkpoints: state, place in the data and metadata together, verified as they are read."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from orbax.checkpoint import v1 as ocp
 from eenet_jax.artifacts import sha256_of, write_json
 from eenet_jax.errors import InputError
 from eenet_jax.networks import MultiExitNetwork
-from eenet_jax.training.processes import is_first, synchronise
+from eenet_jax.training.processes import is_first, of_first, synchronise
+from eenet_jax.training.run import saved_steps
 from eenet_jax.training.state import TrainState
 
 FILE_DIGESTS = "sha256.json"
@@ -64,8 +66,8 @@ class Checkpoints:
             # A damaged one would pass for the newest, and keep its step from being saved again.
             if is_first():
                 for step in self._damaged:
-                    shutil.rmtree(self._folder / str(step), ignore_errors=True)
-            synchronise("damaged checkpoints removed")
+                    _set_aside(self._folder / str(step))
+            synchronise("damaged checkpoints set aside")
             self._orbax = ocp.training.Checkpointer(
                 str(self._folder),
                 preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),  # pyright: ignore
@@ -88,7 +90,7 @@ class Checkpoints:
         """
         self.wait()
         step, writer = int(state.step), self._writer()
-        if step in self.steps():
+        if of_first(step in self.steps()):
             return
         parts = {
             "state": _stored(state),
@@ -110,9 +112,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, ascending."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit())
+        return saved_steps(self._folder)
 
     def saved_network(self) -> dict[str, Any] | None:
         """What the newest readable checkpoint says of its network; None where there is none."""
@@ -127,7 +127,9 @@ class Checkpoints:
     def restore(
         self, abstract: TrainState, network: MultiExitNetwork, iterator: Any = None
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest undamaged checkpoint; the first save then removes the damaged newer ones.
+        """The newest undamaged checkpoint; the first save then renames the damaged newer ones.
+
+        With several processes the first one looks through the files, and all read what it chose.
 
         Args:
           abstract: Shapes and dtypes of the state, and where it is to lie, on whatever devices
@@ -139,41 +141,75 @@ class Checkpoints:
           State and metadata; None where there is no checkpoint.
 
         Raises:
-          InputError: every checkpoint is damaged, or the network is another one.
+          InputError: every checkpoint is damaged, one can't be read, or the network is another one.
         """
-        steps = self.steps()
         placed = jax.tree.map(_placed, abstract)
-        for step in reversed(steps):
-            found = self._load(step, placed, network, iterator)
+        steps = left = self.steps() if is_first() else []
+        while (step := of_first(self._newest_whole(left, network))) >= 0:
+            found = self._load(step, placed, iterator)
             if found is not None:
                 self._damaged = [damaged for damaged in steps if damaged > step]
                 return found
+            left = [older for older in left if older < step]
         if steps:
             raise InputError(
                 f"every checkpoint in '{self._folder}' is damaged: train again in another folder"
             )
         return None
 
-    def _load(self, step: int, abstract: TrainState, network: MultiExitNetwork, iterator: Any):
-        try:
-            folder = self._folder / str(step)
-            _check_files(folder)
-            metadata = ocp.load_checkpointables(str(folder), {"metadata": None})["metadata"]
-            _check_network(metadata, network)
-            wanted = {"state": _stored(abstract)}
-            found = ocp.load_checkpointables(str(folder), wanted)["state"]
-            state = TrainState(**{"average": {}, **found})
+    def _newest_whole(self, steps: list[int], network: MultiExitNetwork) -> int:
+        """Of these, by its files and by what it says of itself; -1 where there is none."""
+        for step in reversed(steps):
+            with self._unless_damaged(step):
+                folder = self._folder / str(step)
+                _check_files(folder)
+                metadata = ocp.load_checkpointables(str(folder), {"metadata": None})["metadata"]
+                _check_network(metadata, network)
+                return step
+        return -1
+
+    def _load(self, step: int, abstract: TrainState, iterator: Any):
+        """State and metadata; None where they turn out to be damaged all the same."""
+        with self._unless_damaged(step):
+            wanted = {"state": _stored(abstract), "metadata": None}
+            found = ocp.load_checkpointables(str(self._folder / str(step)), wanted)
+            state, metadata = TrainState(**{"average": {}, **found["state"]}), found["metadata"]
             if iterator is not None:
                 # Earlier versions kept it elsewhere; a step takes one batch.
                 iterator.set_state(metadata.get("position", {"next_index": metadata["step"]}))
             return state, metadata
-        except InputError:
+        if jax.process_count() > 1:
+            # Another process may have read it, and would go on from it.
+            raise InputError(f"'{self._folder / str(step)}' is damaged: move it away")
+        return None
+
+    @contextlib.contextmanager
+    def _unless_damaged(self, step: int) -> Iterator[None]:
+        """Whatever a damaged file makes Orbax or its codecs raise is told, and passed over."""
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._pass_over(step, error)
+        except OSError as error:
+            # Which says nothing about what is in it.
+            raise InputError(
+                f"'{self._folder / str(step)}' can't be read ({error}): try again; nothing has"
+                " been changed"
+            ) from None
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:
-            # Whatever a damaged file makes Orbax or its codecs raise: fall back, and say so.
-            reason = " ".join(str(error).split())[:200]
-            self._warn(f"checkpoint {step} in '{self._folder}' is damaged, passed over ({reason})")
-            return None
+            self._pass_over(step, error)
+
+    def _pass_over(self, step: int, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:200]
+        self._warn(f"checkpoint {step} in '{self._folder}' is damaged, passed over ({reason})")
+
+
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def _stored(state: TrainState) -> dict[str, Any]:

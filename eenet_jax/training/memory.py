@@ -20,14 +20,18 @@ def keep_memory() -> bool:
     JAX hears that before its first use of a CPU, and no later.
 
     Returns:
-      Whether that is so now; elsewhere nothing is changed.
+      Whether that is so now. Beside an accelerator the memory is left as it is; where there is no
+      glibc, how programs run too.
     """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    if jax.default_backend() != "cpu" or not sys.platform.startswith("linux"):
-        return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        mallopt = ctypes.CDLL(None).mallopt if sys.platform.startswith("linux") else None
     except (AttributeError, OSError):
+        mallopt = None
+    if mallopt is None:
+        return False
+    # Before JAX is asked what there is, which settles it.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if jax.default_backend() != "cpu":
         return False
     taken = [mallopt(option, value) for option, value in _OPTIONS.items()]
     return taken == [1] * len(taken)

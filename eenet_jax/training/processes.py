@@ -1,16 +1,24 @@
 """Several processes that train together, one a host: joining, speaking with one voice, leaving."""
 
 import contextlib
+import os
+import re
+import sys
+import traceback
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
-from eenet_jax.errors import InputError
+from eenet_jax.errors import InputError, told_in_one_line
 from eenet_jax.training.watch import Watch
 
 SHUTDOWN_SECONDS = 20
-"""How long a process that ends waits for the others."""
+"""How long a process that ends waits for the others, after all have met."""
+
+_ADDRESS = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 
 
 @contextlib.contextmanager
@@ -29,8 +37,8 @@ def joined(
       num_processes: How many there are.
       process_id: This one's number, from 0.
 
-    Where another process dies, this one ends with status `watch.EXIT_STATUS` and a line that names
-    it.
+    Where another process dies or fails, this one ends with status `watch.EXIT_STATUS` and a line
+    that names it. What is raised in here ends the process: 2 for an InputError, 1 otherwise.
 
     Raises:
       InputError: nothing tells of the others, or they don't answer.
@@ -40,19 +48,42 @@ def joined(
         yield
         return
     _join(*given)
-    try:
-        with Watch() as watch:
-            try:
-                yield
-            except jax.errors.JaxRuntimeError:
-                # Talking to a process that has died fails before it is known which one it was.
-                watch.wait_for_verdict()
-                raise
-    except SystemExit:
-        # All end like this together.
-        jax.distributed.shutdown()
-        raise
+    preempted = None
+    with Watch() as watch:
+        try:
+            yield
+        except SystemExit as stop:
+            # All stop after the same step.
+            preempted = stop
+        except BaseException as error:
+            _fail(watch, error)
+        # Writing the end may take the first one longer than JAX lets the others wait.
+        watch.meet()
     jax.distributed.shutdown()
+    if preempted is not None:
+        raise preempted
+
+
+def _fail(watch: Watch, error: BaseException) -> NoReturn:
+    """End this process with its error's own status, and all others with a line that tells of it.
+
+    At once: an orderly end waits for the others, who wait for this one in the middle of a step.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        # Talking to a process that has died fails before it is known which one it was.
+        watch.wait_for_verdict()
+    watch.fail(str(error) or type(error).__name__)
+    status = 1
+    try:
+        with told_in_one_line("eenet"):
+            raise error
+    except SystemExit as told:
+        status = told.code
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(int(status or 1))
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -62,6 +93,12 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
         raise InputError(
             f"{missing[0]} is missing: give coordinator, num_processes and process_id, or none of"
             " them on a cluster that tells them"
+        )
+    if num_processes is not None and num_processes < 1:
+        raise InputError(f"num_processes is {num_processes}: give 1 or more")
+    if coordinator is not None and not _ADDRESS.fullmatch(coordinator):
+        raise InputError(
+            f"coordinator is '{coordinator}': give HOST:PORT, such as 10.0.0.2:1234, of process 0"
         )
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise InputError(
@@ -89,6 +126,17 @@ def say(line: str) -> None:
     """Print a line, once however many processes there are."""
     if is_first():
         print(line, flush=True)
+
+
+def of_first(number: int) -> int:
+    """What the first process found, for all: others may see a shared folder a moment later.
+
+    Args:
+      number: Of the first process; those of others don't count.
+    """
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.broadcast_one_to_all(np.int64(number)))
 
 
 def synchronise(reason: str) -> None:

@@ -19,6 +19,17 @@ def _meaning(config: ExperimentConfig) -> dict[str, Any]:
     return dataclasses.replace(config, data=datasets.resolved(config.data)).to_json()
 
 
+def saved_steps(checkpoints: Path) -> list[int]:
+    """The steps that a folder has finished checkpoints of, ascending.
+
+    Args:
+      checkpoints: Whose subfolders are named by their steps.
+    """
+    if not checkpoints.is_dir():
+        return []
+    return sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+
+
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
     """The folder of one training run: `config.json`, `checkpoints/`, `metrics.jsonl`, `run.json`.
@@ -72,8 +83,8 @@ class RunFolder:
         return configs.from_json(value), data_dir
 
     def has_begun(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        return self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        """Whether there is a checkpoint to go on from; one that was not finished is none."""
+        return bool(saved_steps(self.checkpoints))
 
     def keep_tokenizer(self, data: DataConfig) -> None:
         """Copy the tokenizer of a run on texts, so that the folder can be used by itself.

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
@@ -190,10 +191,11 @@ def make_layout(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Layout:
             f"fsdp is {fsdp}, of {len(devices)} devices: give one of"
             f" {', '.join(map(str, divisors))}"
         )
-    mesh = jax.make_mesh(
-        (len(devices) // fsdp, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
+    # The axes may share one of a slice's own, else only some divisors would do.
+    grid = mesh_utils.create_device_mesh(
+        (len(devices) // fsdp, fsdp), devices, allow_split_physical_axes=True
     )
-    return Layout(mesh=mesh)
+    return Layout(mesh=Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

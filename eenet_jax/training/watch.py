@@ -1,4 +1,4 @@
-"""Processes that train together notice when one of them has died, and end."""
+"""Processes that train together notice when one of them has died or failed, and end."""
 
 import contextlib
 import os
@@ -20,6 +20,10 @@ SILENT_SECONDS = 30.0
 
 _PLACE = "eenet_jax/alive"
 _LEFT = "left"
+_FAILED = "failed"
+_END = "eenet_jax/end"
+END_SECONDS = 24 * 3600
+"""How long processes that are through wait for one that still writes; a dead one is noticed."""
 
 
 class Watch:
@@ -34,7 +38,7 @@ class Watch:
     def __init__(self):
         self._client: Any = distributed.global_state.client
         self._own, self._count = jax.process_index(), jax.process_count()
-        self._left, self._failed = threading.Event(), False
+        self._left, self._last = threading.Event(), _LEFT
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         # What each process last showed, and when that was new.
         self._shown: dict[int, tuple[str, float]] = {}
@@ -45,11 +49,23 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Who fails falls silent, so that the others end too.
-        self._failed = kind is not None and not issubclass(kind, SystemExit)
+    def __exit__(self, *_: object) -> None:
         self._left.set()
         self._thread.join(SILENT_SECONDS)
+
+    def meet(self) -> None:
+        """Wait till all processes have come here."""
+        self._client.wait_at_barrier(_END, timeout_in_ms=1000 * END_SECONDS)
+
+    def fail(self, reason: str) -> None:
+        """Tell the others that this process ends, and why; they end too."""
+        reason = " ".join(reason.split())[:300]
+        self._last = f"{_FAILED} {socket.gethostname()} {reason}"
+        self._left.set()
+        self._thread.join(SILENT_SECONDS)
+        if self._own == 0:
+            # With this process goes what the others read it from.
+            time.sleep(3 * BEAT_SECONDS)
 
     def wait_for_verdict(self) -> None:
         """Give the thread the time in which it notices a death; it ends the process then."""
@@ -67,11 +83,9 @@ class Watch:
                     _end(f"process 0, which the others meet at, has died ({_first_line(error)})")
                 return
             self._look(found)
-        if self._failed:
-            return
         # Who has left in order is missed by nobody.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._show(_LEFT)
+            self._show(self._last)
 
     def _show(self, sign: str) -> None:
         self._client.key_value_set(f"{_PLACE}/{self._own}", sign, allow_overwrite=True)
@@ -80,6 +94,9 @@ class Watch:
         now = time.monotonic()
         for number, (sign, since) in self._shown.items():
             newest = found.get(f"{_PLACE}/{number}", sign)
+            if newest.startswith(_FAILED):
+                _, host, reason = newest.split(" ", 2)
+                _end(f"process {number} of {self._count} ({host}) has failed ({reason})")
             if newest != sign or newest == _LEFT:
                 self._shown[number] = (newest, now)
             elif now - since > SILENT_SECONDS:

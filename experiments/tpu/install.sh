@@ -5,11 +5,14 @@ set -euo pipefail
 on_all_hosts "
   set -e
   command -v gcsfuse >/dev/null || { echo 'install gcsfuse first: docs/tpu.md'; exit 1; }
+  command -v '$PYTHON' >/dev/null || { echo 'install $PYTHON first, with venv: docs/tpu.md'; exit 1; }
   mkdir -p bucket
   mountpoint -q bucket || gcsfuse --implicit-dirs '$BUCKET' bucket
   [ -d eenet_jax ] || git clone -q '$REPOSITORY' eenet_jax
-  cd eenet_jax && git fetch -q && git checkout -q '$REVISION'
-  python3 -m venv .venv
+  cd eenet_jax && git fetch -q --tags
+  # Of a branch what it is by now; a commit or a tag as it is.
+  git checkout -q --detach 'origin/$REVISION' 2>/dev/null || git checkout -q --detach '$REVISION'
+  '$PYTHON' -m venv .venv
   .venv/bin/pip install -q -e '.[tpu,imagenet]' -c constraints.txt
   ln -sfn ~/bucket/data data
 "

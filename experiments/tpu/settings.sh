@@ -7,7 +7,9 @@
 : "${TYPE:=v5litepod-8}"
 : "${RUNTIME:=v2-alpha-tpuv5-lite}"
 : "${CONFIG:=imagenet_msdnet35}"
-# A commit or a tag of this repository, the same on every host.
+# Of 3.11 or later, which the image of the runtime may not have.
+: "${PYTHON:=python3.11}"
+# A branch, a commit or a tag of this repository.
 : "${REVISION:=main}"
 : "${REPOSITORY:?where this repository is cloned from}"
 

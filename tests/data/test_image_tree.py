@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,53 @@ def test_workers_make_the_same_batches_and_tell_of_damage_in_one_line(tmp_path, 
     with pytest.raises(InputError, match=rf"^'{damaged}' is damaged \(Premature end of JPEG file"):
         ids_of(batches, 24)  # Some were read before it was damaged.
     assert not multiprocessing.active_children()
+
+
+PARENT = """
+import multiprocessing, os, signal, sys, time
+import numpy as np
+from eenet_jax.data.read_ahead import ReadAhead
+
+def batch(number):
+    return {"x": np.full(4, number)}
+
+if __name__ == "__main__":
+    batches = ReadAhead(batch, 1000, 2)
+    next(batches)
+    workers = [process.pid for process in multiprocessing.active_children()]
+    for pid in workers:
+        os.kill(pid, signal.SIGTERM)
+    time.sleep(0.5)
+    print([int(next(batches)["x"][0]) for _ in range(20)] == list(range(1, 21)))
+    print(*workers, flush=True)
+    if sys.argv[1] == "dies":
+        os._exit(3)
+"""
+
+
+def runs(pid: str) -> bool:
+    """Whether that process is there, and is more than an entry that nobody has read yet."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(("how", "status"), [("ends", 0), ("dies", 3)])
+def test_sigterm_is_the_main_processs_and_workers_end_with_it(tmp_path, how, status):
+    program = tmp_path / "parent.py"
+    program.write_text(PARENT)
+    ended = subprocess.run(
+        [sys.executable, program, how], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == status, ended.stderr
+    same, workers = ended.stdout.splitlines()
+    assert same == "True"
+    assert len(workers.split()) == 2
+    began = time.monotonic()
+    while any(map(runs, workers.split())):
+        assert time.monotonic() - began < 10
+        time.sleep(0.1)
 
 
 RED_BLUE = ((220, 40, 40), (40, 60, 200))

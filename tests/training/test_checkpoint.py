@@ -13,7 +13,7 @@ from tiny_run import digest, other_network, tiny_config, write_run
 from eenet_jax.data import datasets
 from eenet_jax.errors import InputError
 from eenet_jax.predictions import load_network
-from eenet_jax.training import loop
+from eenet_jax.training import checkpoint, loop
 from eenet_jax.training.checkpoint import FILE_DIGESTS, Checkpoints
 from eenet_jax.training.metrics import MetricsLog, Window, read_metrics
 from eenet_jax.training.network import build_network
@@ -118,6 +118,43 @@ def test_reading_a_run_leaves_what_a_training_is_writing_alone(run, finished, co
     assert (run / "checkpoints" / "9").exists()
     compiled.train(run)
     assert not writing.exists()
+
+
+def test_what_is_damaged_is_renamed_and_not_deleted(run, finished, compiled):
+    broken = largest(run / "checkpoints" / "9" / "state")
+    flip(broken)
+    content = broken.read_bytes()
+    (run / "run.json").unlink()
+    compiled.train(run)
+    kept = run / "checkpoints" / "9.damaged" / broken.relative_to(run / "checkpoints" / "9")
+    assert kept.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(OSError(5, "Input/output error"), InputError), (MemoryError(), MemoryError)],
+)
+def test_what_cannot_be_read_just_now_is_not_taken_for_damaged(
+    run, compiled, monkeypatch, error, told
+):
+    def fail(folder):
+        raise error
+
+    (run / "run.json").unlink()
+    monkeypatch.setattr(checkpoint, "file_digests", fail)
+    with pytest.raises(told):
+        compiled.train(run)
+    monkeypatch.undo()
+    compiled.train(run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["8", "9"]
+
+
+def test_a_first_checkpoint_that_was_not_finished_is_no_beginning(tmp_path):
+    folder = RunFolder(tmp_path)
+    (folder.checkpoints / "2.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert not folder.has_begun()
+    (folder.checkpoints / "2").mkdir()
+    assert folder.has_begun()
 
 
 def test_all_damaged_is_an_error(run, compiled, capsys):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,9 +33,31 @@ def test_an_array_that_comes_again_takes_no_new_pages():
     assert kept < 0.1 * given_back
 
 
-def test_elsewhere_nothing_is_changed(monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """What malloc and JAX are asked for."""
+    options = []
+
+    def mallopt(option, value):
+        options.append(option)
+        return 1
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(memory.jax.config, "update", lambda name, value: options.append(name))
+    return options
+
+
+def test_without_glibc_nothing_is_changed(monkeypatch, asked):
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     assert not memory.keep_memory()
-    monkeypatch.undo()
+    assert asked == []
+
+
+def test_beside_an_accelerator_memory_is_left_as_it_is(monkeypatch, asked):
+    monkeypatch.setattr(memory.sys, "platform", "linux")
     monkeypatch.setattr(memory.jax, "default_backend", lambda: "tpu")
     assert not memory.keep_memory()
+    assert asked == ["jax_cpu_enable_async_dispatch"]
+    monkeypatch.setattr(memory.jax, "default_backend", lambda: "cpu")
+    assert memory.keep_memory()
+    assert len(asked[1:]) == 3

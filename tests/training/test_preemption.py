@@ -40,7 +40,8 @@ class Job:
         self.config.write_text(CONFIG.replace("SELECT", select))
         self.running: list[subprocess.Popen] = []
 
-    def start(self):
+    def start(self, *of_the_second):
+        """Start all; the second one may be given options that the first one isn't."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -48,6 +49,7 @@ class Job:
             together = ["--coordinator", address, "--num-processes", "2", "--process-id", number]
             command = [sys.executable, "-m", "eenet_jax.cli", "train", self.config]
             command += ["--out", self.out, *(together if self.count > 1 else [])]
+            command += of_the_second if number == 1 else []
             flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
             self.running.append(
                 subprocess.Popen(
@@ -113,7 +115,10 @@ def assert_same_end(folder, reference):
 
 @pytest.mark.parametrize(
     ("processes", "select"),
-    [(1, "last"), *(pytest.param(2, select, marks=pytest.mark.slow) for select in ("last", "best"))],
+    [
+        (1, "last"),
+        *(pytest.param(2, select, marks=pytest.mark.slow) for select in ("last", "best")),
+    ],
 )
 def test_sigterm_saves_and_the_same_command_ends_with_the_same_bits(
     job, tmp_path, processes, select
@@ -190,3 +195,51 @@ def test_where_the_first_process_is_killed_jax_is_faster_and_says_so(job):
     # JAX aborts the moment that its service is gone, if the watch hasn't ended the process.
     assert status in (watch.EXIT_STATUS, -signal.SIGABRT)
     assert "eenet: process 0" in complaint or "the leader task" in complaint.lower()
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_ends_with_its_own_status_and_the_other_with_its_words(job):
+    failing = job(2)
+    failing.start("--data.batch-size", "2000")
+    began = time.monotonic()
+    (first, told), (second, said) = failing.end()
+    assert time.monotonic() - began < 60
+    assert second == 2
+    assert "eenet: " in said
+    assert "2000" in said.splitlines()[-1]
+    assert first == watch.EXIT_STATUS
+    assert "eenet: process 1 of 2" in told.splitlines()[-1]
+    assert "has failed" in told
+    assert "2000" in told.splitlines()[-1]
+
+
+SLOW_END = '''
+
+import time
+
+import jax
+
+from eenet_jax.training import checkpoint
+
+digests = checkpoint.file_digests
+
+
+def slowly(folder):
+    """As of gigabytes in a bucket: longer than JAX lets processes wait at their end."""
+    time.sleep(25)
+    return digests(folder)
+
+
+checkpoint.file_digests = slowly
+'''
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_takes_the_first_process_long_is_finished(job):
+    slow = job(2)
+    source = slow.config.read_text().replace(f"epochs={EPOCHS}", "epochs=1")
+    slow.config.write_text(source + SLOW_END)
+    slow.start()
+    assert statuses(slow.end()) == [0, 0]
+    assert (slow.out / "run.json").exists()
+    assert (slow.out / "checkpoints" / "3" / "sha256.json").exists()
