@@ -145,8 +145,8 @@ class Checkpoints:
         """
         placed = jax.tree.map(_placed, abstract)
         steps = left = self.steps() if is_first() else []
-        while (step := of_first(self._newest_whole(left, network))) >= 0:
-            found = self._load(step, placed, iterator)
+        while (step := of_first(self._newest_whole(left))) >= 0:
+            found = self._load(step, placed, network, iterator)
             if found is not None:
                 self._damaged = [damaged for damaged in steps if damaged > step]
                 return found
@@ -157,23 +157,22 @@ class Checkpoints:
             )
         return None
 
-    def _newest_whole(self, steps: list[int], network: MultiExitNetwork) -> int:
-        """Of these, by its files and by what it says of itself; -1 where there is none."""
+    def _newest_whole(self, steps: list[int]) -> int:
+        """Of these, by its files; -1 where there is none."""
         for step in reversed(steps):
             with self._unless_damaged(step):
-                folder = self._folder / str(step)
-                _check_files(folder)
-                metadata = ocp.load_checkpointables(str(folder), {"metadata": None})["metadata"]
-                _check_network(metadata, network)
+                _check_files(self._folder / str(step))
                 return step
         return -1
 
-    def _load(self, step: int, abstract: TrainState, iterator: Any):
+    def _load(self, step: int, abstract: TrainState, network: MultiExitNetwork, iterator: Any):
         """State and metadata; None where they turn out to be damaged all the same."""
         with self._unless_damaged(step):
-            wanted = {"state": _stored(abstract), "metadata": None}
-            found = ocp.load_checkpointables(str(self._folder / str(step)), wanted)
-            state, metadata = TrainState(**{"average": {}, **found["state"]}), found["metadata"]
+            folder = str(self._folder / str(step))
+            metadata = ocp.load_checkpointables(folder, {"metadata": None})["metadata"]
+            _check_network(metadata, network)
+            found = ocp.load_checkpointables(folder, {"state": _stored(abstract)})["state"]
+            state = TrainState(**{"average": {}, **found})
             if iterator is not None:
                 # Earlier versions kept it elsewhere; a step takes one batch.
                 iterator.set_state(metadata.get("position", {"next_index": metadata["step"]}))
