@@ -71,12 +71,12 @@ def collectives(program: str) -> list[Collective]:
     """Every collective of a compiled program's text, once.
 
     A program that the compiler runs beside others has several computations that name it: its
-    beginning, what runs meanwhile and its end. They share a channel. What is in a loop is counted
-    once, however often that runs.
+    beginning, what runs meanwhile and its end. They share a channel, which of another kind another
+    one may have too. What is in a loop is counted once, however often that runs.
     """
     found: dict[Any, Collective] = {}
     for number, (channel, each) in enumerate(_found(program)):
-        key = channel or f"without a channel, {number}"
+        key = (channel or f"none, {number}", each.kind, each.bytes)
         if key not in found or not found[key].source:
             found[key] = each
     return list(found.values())

@@ -209,9 +209,10 @@ def _gathered_forward(whole: NamedSharding, cut: NamedSharding, leaf: jax.Array)
 
 
 def _gathered_backward(whole: NamedSharding, cut: NamedSharding, _: None, gradient: jax.Array):
-    # Said here, so that a sum over devices of which each keeps a part is made as such.
-    del whole
-    return (jax.lax.with_sharding_constraint(gradient, cut),)
+    # Summed whole, and cut: XLA makes one collective of both, a reduce-scatter. Where it is only
+    # told to cut, it makes every product part by part, with a part on its way in between.
+    summed = jax.lax.with_sharding_constraint(gradient, whole)
+    return (jax.lax.with_sharding_constraint(summed, cut),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)

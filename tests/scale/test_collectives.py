@@ -26,7 +26,7 @@ PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8
 }
 
 %all-reduce-scatter.1 (input: bf16[3,3,64,64]) -> bf16[3,3,64,16] {
-  %all-reduce.21 = bf16[3,3,64,64]{2,3,1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=21, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %all-reduce.21 = bf16[3,3,64,64]{2,3,1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 }
 
 ENTRY %main (a: f32[16]) -> f32[] {
