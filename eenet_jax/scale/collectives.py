@@ -102,11 +102,13 @@ def _found(program: str) -> Iterator[tuple[str, Collective]]:
         if kind == "reduce-scatter":
             # Operands are named by their instructions; a part's size times the parts' number.
             results = [size * group for size in results]
+        found, source = _CHANNEL.search(operands), _SOURCE.search(operands)
+        channel = found[1] if found else ""
         if kind == "all-reduce" and computation.startswith(_SUMMED_AND_CUT):
-            kind = "reduce-scatter"
-        channel, source = _CHANNEL.search(operands), _SOURCE.search(operands)
+            # All of these have the same channel, and each a computation.
+            kind, channel = "reduce-scatter", computation.partition(" ")[0]
         yield (
-            channel[1] if channel else "",
+            channel,
             Collective(
                 kind=kind,
                 bytes=sum(results),

@@ -29,6 +29,10 @@ PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8
   %all-reduce.21 = bf16[3,3,64,64]{2,3,1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 }
 
+%all-reduce-scatter.2 (input: bf16[3,3,64,64]) -> bf16[3,3,64,16] {
+  %all-reduce.22 = bf16[3,3,64,64]{2,3,1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+}
+
 ENTRY %main (a: f32[16]) -> f32[] {
   %all-reduce.1 = (f32[16]{0:T(128)}, f32[3,3,16,32]{3,2,1,0:T(8,128)}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1,2,3}}, metadata={op_name="jit(step)/mean"}
   %all-gather-start.2 = (f32[4,64]{1,0}, f32[16,64]{1,0}) all-gather-start(%c), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
@@ -44,7 +48,7 @@ def test_a_programs_text_is_read():
     kernel = "state.params[\\'kernel\\']"
     assert collectives(PROGRAM) == [
         Collective(kind="all-gather", bytes=4 * 16 * 64, arrays=1, group=4, source=kernel),
-        Collective(kind="reduce-scatter", bytes=2 * 9 * 64 * 64, arrays=1, group=4, source=""),
+        *2 * [Collective(kind="reduce-scatter", bytes=2 * 9 * 64 * 64, arrays=1, group=4, source="")],
         Collective(
             kind="all-reduce", bytes=4 * (16 + 3 * 3 * 16 * 32), arrays=2, group=4,
             source="jit(step)/mean",
