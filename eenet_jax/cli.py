@@ -5,7 +5,6 @@ when it runs.
 """
 
 import dataclasses
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -440,15 +439,8 @@ def _preset(name: str, build: Sequence[str]) -> ExperimentConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `eenet VERB …`; bad input ends with one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        with told_in_one_line("eenet"):
-            _dispatch(arguments)
-    except KeyboardInterrupt:
-        print(
-            "eenet: interrupted; a training continues from its last checkpoint if typed again",
-            file=sys.stderr,
-        )
-        sys.exit(128 + signal.SIGINT)
+    with told_in_one_line("eenet"):
+        _dispatch(arguments)
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The one error a user is meant to read."""
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -18,7 +19,7 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def told_in_one_line(program: str) -> Iterator[None]:
-    """Bad input ends the program with a line on stderr and status 2.
+    """Bad input ends the program with a line on stderr and status 2, and Ctrl-C with one and 130.
 
     Args:
       program: Its name, which the line begins with.
@@ -28,6 +29,12 @@ def told_in_one_line(program: str) -> Iterator[None]:
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            f"{program}: interrupted; a training continues from its last checkpoint if typed again",
+            file=sys.stderr,
+        )
+        sys.exit(128 + signal.SIGINT)
 
 
 def warn(message: str) -> None:
