@@ -21,7 +21,7 @@ from eenet_jax.training.metrics import MetricsLog, Window
 from eenet_jax.training.network import build_network, check_fits, initial_weights
 from eenet_jax.training.optimizer import learning_rate, optimizer, scaled
 from eenet_jax.training.preemption import Preempted, Preemption
-from eenet_jax.training.processes import is_first, say, synchronise
+from eenet_jax.training.processes import check_same, is_first, say, synchronise
 from eenet_jax.training.run import RunFolder
 from eenet_jax.training.sharding import Layout, make_layout
 from eenet_jax.training.state import TrainState, create_state
@@ -48,10 +48,12 @@ def train(
 
     Raises:
       InputError: the data set is not prepared, the folder holds another run, the batch doesn't
-        divide by the devices, or the loss became NaN (the last good checkpoint is kept).
+        divide by the devices, processes were given different settings, or the loss became NaN
+        (the last good checkpoint is kept).
       Preempted: SIGTERM came; the state is saved.
     """
     keep_memory()
+    check_same({**config.to_json(), "fsdp": fsdp})
     layout = make_layout(fsdp)
     layout.check_batch(config.data.batch_size, config.training.micro_batches)
     folder = RunFolder(Path(out))

@@ -1,15 +1,18 @@
 """Several processes that train together, one a host: joining, speaking with one voice, leaving."""
 
 import contextlib
+import itertools
+import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
 from eenet_jax.errors import InputError, told_in_one_line
@@ -18,6 +21,11 @@ from eenet_jax.training.watch import Watch
 SHUTDOWN_SECONDS = 20
 """How long a process that ends waits for the others, after all have met."""
 
+AGREE_SECONDS = 300
+"""How long a process waits for the first one's settings."""
+
+_SETTINGS = "eenet_jax/settings"
+_COMPARED = itertools.count()
 _ADDRESS = re.compile(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}")
 
 
@@ -115,6 +123,39 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
             f"joining the other processes fails ({reason}): give coordinator (HOST:PORT),"
             " num_processes and process_id"
         ) from None
+
+
+def check_same(settings: Mapping[str, Any]) -> None:
+    """Compare this process's settings with the first one's.
+
+    Args:
+      settings: JSON values by name, nested.
+
+    Raises:
+      InputError: one differs: the processes would wait for each other in different programs.
+    """
+    if jax.process_count() == 1:
+        return
+    client: Any = distributed.global_state.client
+    place = f"{_SETTINGS}/{next(_COMPARED)}"
+    if is_first():
+        client.key_value_set(place, json.dumps(settings))
+        return
+    first = dict(_flat(json.loads(client.blocking_key_value_get(place, 1000 * AGREE_SECONDS))))
+    for name, value in _flat(json.loads(json.dumps(settings))):
+        if first.get(name) != value:
+            raise InputError(
+                f"{name} is {value} in process {jax.process_index()} and {first.get(name)} in"
+                " process 0: start all with the same settings"
+            )
+
+
+def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value
 
 
 def is_first() -> bool:

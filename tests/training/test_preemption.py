@@ -200,17 +200,26 @@ def test_where_the_first_process_is_killed_jax_is_faster_and_says_so(job):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_with_its_own_status_and_the_other_with_its_words(job):
     failing = job(2)
-    failing.start("--data.batch-size", "2000")
+    failing.start("--data-dir", "nowhere", "--data.dataset", "cifar10")
     began = time.monotonic()
     (first, told), (second, said) = failing.end()
     assert time.monotonic() - began < 60
     assert second == 2
-    assert "eenet: " in said
-    assert "2000" in said.splitlines()[-1]
+    words = "data.dataset is cifar10 in process 1 and digits in process 0"
+    assert f"eenet: {words}" in said.splitlines()[-1]
     assert first == watch.EXIT_STATUS
     assert "eenet: process 1 of 2" in told.splitlines()[-1]
-    assert "has failed" in told
-    assert "2000" in told.splitlines()[-1]
+    assert f"has failed ({words}" in told.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_processes_with_different_settings_end(job):
+    # Both would wait for ever for each other, in different programs.
+    failing = job(2)
+    failing.start("--fsdp", "2")
+    (first, _), (second, said) = failing.end()
+    assert (first, second) == (watch.EXIT_STATUS, 2)
+    assert "fsdp is 2 in process 1 and 1 in process 0" in said
 
 
 SLOW_END = '''
