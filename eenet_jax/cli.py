@@ -92,7 +92,11 @@ class Train:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compile:
-    """Say what a run would take on a TPU slice that one hasn't got, by compiling it for that."""
+    """Say what a run would take on a TPU slice that one hasn't got, by compiling it for that.
+
+    The config's settings can be changed as for `eenet train`, e.g. --training.micro-batches 4; it
+    lists them with --settings.
+    """
 
     config: Positional[str]
     """A config file, or the name of one in experiments/configs/."""
@@ -115,6 +119,8 @@ class Compile:
 
         if self.out:
             check_folder(self.out.parent)
+            if self.out.is_dir():
+                raise InputError(f"--out '{self.out}' is a folder: give a file in it")
         preset = _preset(self.config, self.build)
         program = f"eenet compile {self.config}"
         config = parse(ExperimentConfig, list(overrides), program, default=preset)

@@ -181,8 +181,12 @@ class _Trainer:
 
     def _announce(self, step: int) -> None:
         begins = f"continuing from step {step}" if step else "training"
+        layout, processes = self.layout, jax.process_count()
+        where = "1 device" if layout.devices == 1 else f"{layout.devices} devices"
+        where += f" of {processes} processes" if processes > 1 else ""
+        where += f", weights cut over {layout.fsdp}" if layout.fsdp > 1 else ""
         say(
-            f"{begins}: {self.total_steps} steps, {self.epoch_steps} an epoch, into"
+            f"{begins} on {where}: {self.total_steps} steps, {self.epoch_steps} an epoch, into"
             f" '{self.folder.path}' (progress in metrics.jsonl and tensorboard/)"
         )
 

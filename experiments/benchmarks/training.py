@@ -13,7 +13,8 @@ turn. PyTorch's threads are told to wait passively, for they would take the core
 next. The input pipeline is timed alone; a checkpoint by how long it and the step that follows it
 hold training up.
 
-The last line is JSON with every figure by name.
+It takes two minutes; without PyTorch the step is timed alone. The last line is JSON with every
+figure by name.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from eenet_jax.config import DataConfig, ExperimentConfig, NetworkConfig, Traini
 from eenet_jax.data import datasets, inputs, pipeline
 from eenet_jax.data.images import ImageSplit
 from eenet_jax.environment import device_name
+from eenet_jax.errors import InputError, told_in_one_line
 from eenet_jax.report.report import update_readme
 from eenet_jax.timing import measure
 from eenet_jax.training.checkpoint import Checkpoints, describe
@@ -255,10 +257,13 @@ def table(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", default="resnet56_3", help="of the family resnet")
-    parser.add_argument("--batch", type=int, default=128, help="samples in a step")
-    parser.add_argument("--repeats", type=int, default=7, help="timed steps; medians count")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    network = "of the family resnet; resnet56_3 unless given"
+    parser.add_argument("--network", default="resnet56_3", help=network)
+    parser.add_argument("--batch", type=int, default=128, help="samples in a step, 128")
+    parser.add_argument("--repeats", type=int, default=7, help="timed steps, 7; medians count")
     parser.add_argument("--write", type=Path, help="Markdown file whose marked table is replaced")
     parser.add_argument("--alone", choices=["ours", *LAYOUTS], help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -267,7 +272,10 @@ def main() -> None:
     if given.alone:
         serve(given.alone, config)
         return
-    names = ["ours", *(LAYOUTS if importlib.util.find_spec("torch") else ())]
+    beside = importlib.util.find_spec("torch") is not None
+    if given.write and not beside:
+        raise InputError(f"--write {given.write} takes PyTorch: pip install -e '.[torch]'")
+    names = ["ours", *(LAYOUTS if beside else ())]
     figures: dict[str, Any] = {"device": device_name(), "network": given.network}
     figures["batch"], figures["repeats"] = given.batch, given.repeats
     figures["step"] = step_figures(names, given)
@@ -298,4 +306,5 @@ if __name__ == "__main__":
         # OpenMP reads it as the process starts.
         passive = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
         os.execve(sys.executable, [sys.executable, *sys.argv], passive)
-    main()
+    with told_in_one_line("training.py"):
+        main()

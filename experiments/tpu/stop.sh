@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
-# SIGTERM, as when a machine is taken back: every host saves, and exits with status 75.
+# SIGTERM, as when a machine is taken back: every host saves, and exits with status 75. Waits for it.
 set -euo pipefail
 . "$(dirname "$0")/settings.sh"
-on_all_hosts "cd eenet_jax && kill -TERM \$(cat train.pid)"
+on_all_hosts "
+  cd eenet_jax && kill -TERM \$(cat train.pid)
+  while kill -0 \$(cat train.pid) 2>/dev/null; do sleep 1; done
+  sleep 1; tail -n 1 train.log
+"
