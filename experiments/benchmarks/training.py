@@ -9,9 +9,9 @@ loss, its gradients, and SGD with momentum and weight decay. PyTorch (extra `tor
 with the same network, weights, loss and optimizer, in both memory layouts, step by step in turn;
 that both compute the same is checked by the loss of a batch before and after a step on it. Each
 trains in a process of its own, for each has its own way with memory, and they take their steps in
-turn. PyTorch's threads are told to wait passively, for they would take the cores from whoever comes
-next. The input pipeline is timed alone; a checkpoint by how long it and the step that follows it
-hold training up.
+turn, with a pause in between: PyTorch's threads wait actively for a moment after each. Memory should be
+free: what doesn't get large pages is slower. The input pipeline is timed alone; a checkpoint by how
+long it and the step that follows it hold training up.
 
 It takes two minutes; without PyTorch the step is timed alone. The last line is JSON with every
 figure by name.
@@ -20,7 +20,6 @@ figure by name.
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from eenet_jax.training.step import make_train_step
 
 LOSS_TOLERANCE = 1e-3
 """Of a batch's loss before and after a step on it, relative; a step changes it by far more."""
+PAUSE_SECONDS = 0.3
 LAYOUTS = {"torch_channels_last": True, "torch_contiguous": False}
 LABELS = {
     "ours": "eenet_jax",
@@ -113,6 +113,7 @@ class Trainer:
         """The loss of the batch, before the step; its seconds; peak memory so far."""
         assert self._process.stdin
         assert self._process.stdout
+        time.sleep(PAUSE_SECONDS)
         print(file=self._process.stdin, flush=True)
         return json.loads(self._process.stdout.readline())
 
@@ -302,9 +303,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # OpenMP reads it as the process starts.
-        passive = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-        os.execve(sys.executable, [sys.executable, *sys.argv], passive)
     with told_in_one_line("training.py"):
         main()
