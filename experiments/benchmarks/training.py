@@ -10,8 +10,8 @@ with the same network, weights, loss and optimizer, in both memory layouts, step
 that both compute the same is checked by the loss of a batch before and after a step on it. Each
 trains in a process of its own, for each has its own way with memory, and they take their steps in
 turn, with a pause in between: PyTorch's threads wait actively for a moment after each. Memory
-should be free: who doesn't get large pages is slower. The input pipeline is timed alone; a checkpoint by
-how long it and the step that follows it hold training up.
+should be free: who doesn't get large pages is slower. The input pipeline is timed alone; a
+checkpoint by how long it and the step that follows it hold training up.
 
 It takes two minutes; without PyTorch the step is timed alone. The last line is JSON with every
 figure by name.
