@@ -94,8 +94,8 @@ class Train:
 class Compile:
     """Say what a run would take on a TPU slice that one hasn't got, by compiling it for that.
 
-    The config's settings can be changed as for `eenet train`, e.g. --training.micro-batches 4; it
-    lists them with --settings.
+    The config's settings can be changed as for `eenet train`, e.g. --training.micro-batches 4;
+    `eenet train CONFIG --settings` lists them.
     """
 
     config: Positional[str]

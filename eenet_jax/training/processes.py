@@ -86,12 +86,12 @@ def _fail(watch: Watch, error: BaseException) -> NoReturn:
         with told_in_one_line("eenet"):
             raise error
     except SystemExit as told:
-        status = told.code
+        status = int(told.code or 1)
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(int(status or 1))
+    os._exit(status)
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -209,8 +209,9 @@ def _gathered_forward(whole: NamedSharding, cut: NamedSharding, leaf: jax.Array)
 
 
 def _gathered_backward(whole: NamedSharding, cut: NamedSharding, _: None, gradient: jax.Array):
-    # Summed whole, and cut: XLA makes one collective of both, a reduce-scatter. Where it is only
-    # told to cut, it makes every product part by part, with a part on its way in between.
+    # Summed whole, and cut: XLA makes a reduce-scatter of both where weights are cut over all
+    # devices, and otherwise keeps the sum. Where it is only told to cut, it makes every product
+    # part by part, with a part on its way in between.
     summed = jax.lax.with_sharding_constraint(gradient, whole)
     return (jax.lax.with_sharding_constraint(summed, cut),)
 
