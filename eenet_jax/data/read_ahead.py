@@ -1,7 +1,6 @@
 """Batches made ahead of their use, by processes of their own."""
 
 import atexit
-import contextlib
 import functools
 import multiprocessing
 import multiprocessing.connection
@@ -10,6 +9,8 @@ import signal
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _READY = 1
 # Where Linux keeps shared memory as files, and from how many bytes on that is of use.
 _SHARED_MEMORY = Path("/dev/shm")
 _LARGE = 2**20
+# What the main process answers, for its workers too.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class ReadAhead(grain.DatasetIterator[Batch]):
@@ -42,10 +45,8 @@ class ReadAhead(grain.DatasetIterator[Batch]):
         self._running: grain.DatasetIterator[Batch] | None = None
 
     def __next__(self) -> Batch:
-        if self._running is None:
-            self._running = self._start()
         try:
-            batch = next(self._running)
+            batch = self._first() if self._running is None else next(self._running)
         except InputError as error:
             self.close()
             # A new one, without the notes that Grain adds to it.
@@ -57,6 +58,15 @@ class ReadAhead(grain.DatasetIterator[Batch]):
             raise _killed(self._workers) from None
         self._next += 1
         return batch
+
+    def _first(self) -> Batch:
+        self._running = self._start()
+        # Grain's threads and processes begin with the first batch, and with the signals blocked
+        # that are blocked where they come from: a worker has to outlive a SIGTERM that arrives
+        # before it can say so itself. Python's resource tracker would unblock them as it begins.
+        resource_tracker.ensure_running()
+        with ThreadPoolExecutor(1, initializer=_block_signals) as executor:
+            return executor.submit(next, self._running).result()
 
     def _start(self) -> grain.DatasetIterator[Batch]:
         # Grain asks absl for flags of its own, which nobody has parsed outside of absl's `app`.
@@ -91,15 +101,21 @@ class ReadAhead(grain.DatasetIterator[Batch]):
             self._running = None
 
     def __del__(self):
-        # Nothing is left to close where the interpreter is on its way out.
-        with contextlib.suppress(Exception):
+        # Where the interpreter is on its way out, modules and what they hold may be gone.
+        try:  # noqa: SIM105
             self.close()
+        except Exception:
+            pass
 
 
 def _close(ahead: "weakref.ref[ReadAhead]") -> None:
     running = ahead()
     if running is not None:
         running.close()
+
+
+def _block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 def _end_with_parent() -> None:
@@ -142,7 +158,7 @@ def _prepare_worker(index: int, count: int) -> None:
     one without the batches that it stops and saves in order by.
     """
     del index, count
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     import jax  # Which grain has imported by now.
