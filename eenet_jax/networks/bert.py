@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped, UInt32
 
 from eenet_jax.errors import InputError
+from eenet_jax.networks import whole_batch
 from eenet_jax.networks.contract import MultiExitNetwork
 
 TOKEN_TYPES = 2
@@ -53,9 +54,13 @@ class Dropout(nn.Module):
 
 
 def _random_bytes(key: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
+    """Every sample's by a key of its own: the same on whatever device it lies."""
+    samples, *inner, last = shape
+    numbers = whole_batch.first_sample(samples) + jnp.arange(samples)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     # Asked for 8 bits at a time, JAX would draw 32 for each and discard the rest.
-    *leading, last = shape
-    words = jax.random.bits(key, (*leading, -(-last // 4)), jnp.uint32)
+    width = (*inner, -(-last // 4))
+    words = jax.vmap(lambda key: jax.random.bits(key, width, jnp.uint32))(keys)
     # The last axis is never cut: no device sends another its bits.
     drawn = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)], axis=-1)
     return drawn[..., :last]

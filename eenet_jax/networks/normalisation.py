@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from eenet_jax.networks import whole_batch
+
 EPSILON = 1e-5
 """Added to a variance; PyTorch's default."""
 
@@ -16,15 +18,16 @@ Channels = Float[Array, " channels"]
 
 
 def moments(x: Maps) -> tuple[Channels, Channels]:
-    """Mean and variance of every channel, in float32 at least.
+    """Mean and variance of every channel over all devices' samples, in float32 at least.
 
     Args:
       x: Feature maps.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    return mean, jnp.maximum((x * x).mean(axes) - mean * mean, 0)
+    axes, devices = tuple(range(x.ndim - 1)), whole_batch.devices()
+    means = whole_batch.added_up(x.mean(axes), (x * x).mean(axes))
+    mean, square = (each / devices for each in means)
+    return mean, jnp.maximum(square - mean * mean, 0)
 
 
 def normalise(x: Maps, mean: Channels, variance: Channels, scale: Channels, bias: Channels) -> Maps:
@@ -46,6 +49,9 @@ def normalise(x: Maps, mean: Channels, variance: Channels, scale: Channels, bias
 def batch_normalise(x: Maps, scale: Channels, bias: Channels) -> tuple[Maps, Channels, Channels]:
     """Feature maps normalised by their own moments, and those, through which no gradient goes.
 
+    Where a device has a part of a batch (in a `shard_map`) they are those of all of it, and the
+    gradients of `scale` and `bias` those of the part, to be added up as all weights' are.
+
     Args:
       x: Feature maps.
       scale: Of every channel, afterwards.
@@ -63,7 +69,8 @@ def _forward(x: Array, scale: Array, bias: Array):
 def _backward(kept: tuple[Array, ...], gradients: tuple[Array, Array, Array]):
     """Source: Ioffe and Szegedy 2015, "Batch Normalization", section 3."""
     x, scale, bias, mean, variance = kept
-    axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    axes = tuple(range(x.ndim - 1))
+    count = whole_batch.devices() * (x.size // x.shape[-1])
     gradient = gradients[0].astype(mean.dtype)
     inverse = lax.rsqrt(variance + EPSILON)
     of_bias = gradient.sum(axes)
@@ -71,8 +78,9 @@ def _backward(kept: tuple[Array, ...], gradients: tuple[Array, Array, Array]):
     # inverse · scale · (gradient - its mean - normalised · the mean of gradient · normalised), as
     # a multiple of each map and a constant: what is divided, is divided once a channel.
     factor = inverse * scale
-    of_x = -factor * inverse * of_scale / count
-    constant = -factor * of_bias / count - of_x * mean
+    of_every_scale, of_every_bias = whole_batch.added_up(of_scale, of_bias)
+    of_x = -factor * inverse * of_every_scale / count
+    constant = -factor * of_every_bias / count - of_x * mean
     factor, of_x, constant = _along(x, factor, of_x, constant)
     return (
         (factor * gradient + of_x * x + constant).astype(x.dtype),

@@ -19,7 +19,9 @@ _INSTRUCTION = re.compile(
 )
 _SHAPE = re.compile(r"\b(?P<type>" + "|".join(_BYTES) + r")\[(?P<sides>[\d,]*)\]")
 _SOURCE = re.compile(r'op_name="([^"]*)"')
-_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
+"""What the TPU compiler calls a collective that it runs beside other things, in every computation
+that names it. Channels are no such names: those in a `shard_map` all have the same."""
 _DEVICES = re.compile(r"num_partitions=(\d+)")
 _SUMMED_AND_CUT = "%all-reduce-scatter"
 """How the TPU compiler names a computation of an all-reduce of which each device keeps a part: it
@@ -71,12 +73,12 @@ def collectives(program: str) -> list[Collective]:
     """Every collective of a compiled program's text, once.
 
     A program that the compiler runs beside others has several computations that name it: its
-    beginning, what runs meanwhile and its end. They share a channel, which of another kind another
-    one may have too. What is in a loop is counted once, however often that runs.
+    beginning, what runs meanwhile and its end. What is in a loop is counted once, however often
+    that runs.
     """
     found: dict[Any, Collective] = {}
-    for number, (channel, each) in enumerate(_found(program)):
-        key = (channel or f"none, {number}", each.kind, each.bytes)
+    for number, (chain, each) in enumerate(_found(program)):
+        key = (chain or f"none, {number}", each.kind, each.bytes)
         if key not in found or not found[key].source:
             found[key] = each
     return list(found.values())
@@ -102,13 +104,11 @@ def _found(program: str) -> Iterator[tuple[str, Collective]]:
         if kind == "reduce-scatter":
             # Operands are named by their instructions; a part's size times the parts' number.
             results = [size * group for size in results]
-        found, source = _CHANNEL.search(operands), _SOURCE.search(operands)
-        channel = found[1] if found else ""
+        chain, source = _CHAIN.search(operands), _SOURCE.search(operands)
         if kind == "all-reduce" and computation.startswith(_SUMMED_AND_CUT):
-            # All of these have the same channel, and each a computation.
-            kind, channel = "reduce-scatter", computation.partition(" ")[0]
+            kind = "reduce-scatter"
         yield (
-            channel,
+            chain[1] if chain else "",
             Collective(
                 kind=kind,
                 bytes=sum(results),

@@ -20,9 +20,11 @@ class Expected:
       reduced_parts: Gradients of the parts of those that are cut, where several devices have the
         same part.
       scattered: Gradients of the weights that are cut.
-      gathered: Weights that are cut, once; twice where stages are rematerialised.
-      statistics: BatchNorm's mean and mean square of every channel. The sums of its backward pass
-        are the gradients of its scale and bias, and counted there.
+      gathered: Weights that are cut, once; twice where stages are rematerialised. For TPUs kernels
+        in bfloat16: a TPU rounds both sides of a product to it, and its compiler does so before
+        they are sent.
+      statistics: BatchNorm's mean and mean square of every channel, and two sums of its backward
+        pass.
       devices: In all.
       fsdp: Over how many of them weights are cut.
     """
@@ -54,12 +56,14 @@ def expected_bytes(programs: RunPrograms) -> Expected:
     """
     state, layout, training = programs.state(), programs.layout, programs.config.training
     width = 2 if training.compute_dtype == "bfloat16" else 4
-    cut = whole = 0
-    for leaf in jax.tree.leaves(state.params):
+    rounded = layout.mesh.devices.flat[0].platform == "tpu"
+    cut = whole = gathered = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         if layout.weights(leaf).spec == PartitionSpec():
             whole += width * leaf.size
-        else:
-            cut += width * leaf.size
+            continue
+        cut += width * leaf.size
+        gathered += (2 if rounded and path[-1].key == "kernel" else width) * leaf.size
     parts = training.micro_batches
     channels = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     passes = 2 if training.rematerialise else 1
@@ -67,8 +71,8 @@ def expected_bytes(programs: RunPrograms) -> Expected:
         reduced=parts * whole,
         reduced_parts=parts * cut // layout.fsdp,
         scattered=parts * cut,
-        gathered=parts * passes * cut,
-        statistics=parts * passes * _STATISTIC_BYTES * channels,
+        gathered=parts * passes * gathered,
+        statistics=parts * (passes + 1) * _STATISTIC_BYTES * channels,
         devices=layout.devices,
         fsdp=layout.fsdp,
     )

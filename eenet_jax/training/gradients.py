@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Int
 
 from eenet_jax.config import TrainingConfig
-from eenet_jax.networks import MultiExitNetwork, Part
+from eenet_jax.networks import MultiExitNetwork, Part, whole_batch
 from eenet_jax.training import losses
 from eenet_jax.training.correctness import correctness
-from eenet_jax.training.sharding import Layout
+from eenet_jax.training.sharding import AXES, Layout
+from eenet_jax.training.shards import as_shards, gathered, values_of
 from eenet_jax.training.state import TrainState
 from eenet_jax.types import Array, PyTree
 
@@ -30,6 +32,14 @@ class Outcome(NamedTuple):
     statistics: PyTree
     loss: jax.Array
     accuracy: jax.Array
+
+
+class _Start(NamedTuple):
+    """What a step needs of a training state."""
+
+    params: PyTree
+    statistics: PyTree
+    step: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,15 +69,44 @@ class JointLoss:
           labels: [batch] or [batch, height, width], negative where there is none.
           key: PRNG key of dropout.
         """
-        count = (labels >= 0).sum()
+        start = _Start(state.params, state.batch_stats, state.step)
+        if self.layout.devices == 1:
+            return self._outcome(start, x, labels, key)
+        whole: Any = PartitionSpec()
+        samples = PartitionSpec(AXES)
+        specs = self.layout.specs(state.params)
+
+        def on_own_samples(start: _Start, x: PyTree, labels: Any, key: jax.Array) -> Outcome:
+            start = start._replace(params=as_shards(start.params, specs))
+            outcome = self._outcome(start, x, labels, key)
+            return outcome._replace(gradients=values_of(outcome.gradients))
+
+        return jax.shard_map(
+            on_own_samples,
+            mesh=self.layout.mesh,
+            in_specs=(_Start(specs, whole, whole), samples, samples, whole),
+            out_specs=Outcome(specs, whole, whole, whole),
+            check_vma=False,
+        )(start, x, labels, key)
+
+    def _outcome(self, start: _Start, x: PyTree, labels: Any, key: Any) -> Outcome:
+        """Of the whole batch, wherever its samples are."""
+        (count,) = whole_batch.added_up((labels >= 0).sum())
+        outcome = self._accumulated(start, x, labels, key, count)
+        (loss,) = whole_batch.added_up(outcome.loss)
+        (accuracy,) = whole_batch.added_up(outcome.accuracy)
+        return outcome._replace(loss=loss, accuracy=accuracy / whole_batch.devices())
+
+    def _accumulated(self, start: _Start, x: PyTree, labels: Any, key: Any, count: Any) -> Outcome:
         parts = self.settings.micro_batches
         if parts == 1:
-            return self._part(state, state.batch_stats, x, labels, key, count)
+            return self._part(start, x, labels, key, count)
 
         def add(so_far: Outcome, each: Any) -> tuple[Outcome, None]:
             x, labels, part = each
             part_key = jax.random.fold_in(key, part)
-            found = self._part(state, so_far.statistics, x, labels, part_key, count)
+            now = start._replace(statistics=so_far.statistics)
+            found = self._part(now, x, labels, part_key, count)
             return Outcome(
                 jax.tree.map(jnp.add, so_far.gradients, found.gradients),
                 found.statistics,
@@ -76,34 +115,35 @@ class JointLoss:
             ), None
 
         cut = jax.tree.map(self._micro_batches, (x, labels))
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = jax.tree.map(jnp.zeros_like, start.params)
         nothing = (jnp.zeros_like(self._weights[0]), jnp.zeros(self.network.num_exits, jnp.float32))
-        start = Outcome(zeros, state.batch_stats, *nothing)
-        return jax.lax.scan(add, start, (*cut, jnp.arange(parts)))[0]
+        none = Outcome(zeros, start.statistics, *nothing)
+        return jax.lax.scan(add, none, (*cut, jnp.arange(parts)))[0]
 
     @property
     def _weights(self) -> Array:
         return losses.exit_weights(self.settings.loss_weights, self.network.num_exits)
 
     def _micro_batches(self, leaf: jax.Array) -> jax.Array:
-        """[batch, …] → [parts, batch / parts, …], every device's own samples in each part."""
-        parts = self.settings.micro_batches
-        # Every so many-th sample: of consecutive ones a part would lie on a few devices.
-        dealt = leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(dealt, self.layout.micro_batches)
+        """[batch, …] → [parts, batch / parts, …].
 
-    def _part(
-        self, state: TrainState, statistics: PyTree, x: PyTree, labels: Any, key: Any, count: Any
-    ) -> Outcome:
-        def loss_of(params):
-            variables = {"params": params, "batch_stats": statistics}
+        Every so many-th sample: of consecutive ones a part would be another one where a device has
+        some of them.
+        """
+        return leaf.reshape(-1, self.settings.micro_batches, *leaf.shape[1:]).swapaxes(0, 1)
+
+    def _part(self, start: _Start, x: PyTree, labels: Any, key: Any, count: Any) -> Outcome:
+        """Of one micro-batch; loss and accuracy are those of the samples in hand."""
+
+        def loss_of(params: PyTree):
+            variables = {"params": params, "batch_stats": start.statistics}
             x_cast = _as_dtype(x, self.settings.compute_dtype)
             logits, updated = self.network.apply_train(variables, x_cast, key, self._around)
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-            return self._loss(logits, labels, state.step, count), (logits, updated)
+            return self._loss(logits, labels, start.step, count), (logits, updated)
 
         (loss, (logits, updated)), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
+            start.params
         )
         return Outcome(gradients, updated, loss, correctness(logits, labels).mean(1))
 
@@ -124,7 +164,9 @@ class JointLoss:
 
         def run(own: Any, carry: PyTree, key: jax.Array | None) -> Any:
             # Cast first: half as many bytes to gather.
-            params = self.layout.gathered(_as_dtype(own["params"], self.settings.compute_dtype))
+            params = _as_dtype(own["params"], self.settings.compute_dtype)
+            if self.layout.devices > 1:
+                params = gathered(params)
             return part({**own, "params": params}, carry, key)
 
         return jax.checkpoint(run) if self.settings.rematerialise else run

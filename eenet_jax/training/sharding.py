@@ -5,7 +5,6 @@ device, or cut over the `fsdp` axis and gathered stage by stage while they are u
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -55,11 +54,6 @@ class Layout:
     def batch(self) -> NamedSharding:
         """The first axis cut over all devices."""
         return NamedSharding(self.mesh, PartitionSpec(AXES))
-
-    @property
-    def micro_batches(self) -> NamedSharding:
-        """The second axis cut over all devices, the first one being a sequence of batches."""
-        return NamedSharding(self.mesh, PartitionSpec(None, AXES))
 
     def weights(self, leaf: Any) -> NamedSharding:
         """Where an array of weights, or of the optimizer's, lies.
@@ -123,13 +117,9 @@ class Layout:
 
         return jax.tree.map(distribute, state, self.state(state))
 
-    def gathered(self, weights: PyTree) -> PyTree:
-        """Cut weights whole on every device; their gradients are summed and cut again."""
-        if self.fsdp == 1:
-            return weights
-        return jax.tree.map(
-            lambda leaf: _gathered(self.replicated, self.weights(leaf), leaf), weights
-        )
+    def specs(self, weights: PyTree) -> PyTree:
+        """How weights are cut: a spec for every array."""
+        return jax.tree.map(lambda leaf: self._cut(tuple(leaf.shape)), weights)
 
     def check_batch(self, batch_size: int, micro_batches: int = 1) -> None:
         """Raise InputError unless every device gets as many samples of every micro-batch."""
@@ -196,24 +186,3 @@ def make_layout(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Layout:
         (len(devices) // fsdp, fsdp), devices, allow_split_physical_axes=True
     )
     return Layout(mesh=Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gathered(whole: NamedSharding, cut: NamedSharding, leaf: jax.Array) -> jax.Array:
-    del cut
-    return jax.lax.with_sharding_constraint(leaf, whole)
-
-
-def _gathered_forward(whole: NamedSharding, cut: NamedSharding, leaf: jax.Array):
-    return _gathered(whole, cut, leaf), None
-
-
-def _gathered_backward(whole: NamedSharding, cut: NamedSharding, _: None, gradient: jax.Array):
-    # Summed whole, and cut: XLA makes a reduce-scatter of both where weights are cut over all
-    # devices, and otherwise keeps the sum. Where it is only told to cut, it makes every product
-    # part by part, with a part on its way in between.
-    summed = jax.lax.with_sharding_constraint(gradient, whole)
-    return (jax.lax.with_sharding_constraint(summed, cut),)
-
-
-_gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from eenet_jax.networks.layers import BatchNorm
 from eenet_jax.networks.normalisation import batch_normalise, moments
+from eenet_jax.training.sharding import make_layout
 
 DRAW = np.random.default_rng(0)
 
@@ -67,3 +69,30 @@ def test_moments_of_half_precision_are_float32():
     wide = np.asarray(half, np.float32)
     np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-5)
     np.testing.assert_allclose(variance, wide.var(0), rtol=1e-4)
+
+
+def test_of_a_part_of_a_batch_moments_and_gradients_are_those_of_all_of_it():
+    x, scale, bias = arrays((8, 3, 4, 5))
+    (weighing,) = arrays((8, 3, 4, 5))[:1]
+    layout = make_layout()
+    samples, whole = layout.batch.spec, PartitionSpec()
+
+    def loss(x, scale, bias, weighing):
+        return (batch_normalise(x, scale, bias)[0] * weighing).sum()
+
+    def on_own_samples(*given):
+        of_x, of_scale, of_bias = jax.grad(loss, (0, 1, 2))(*given)
+        # Of the weights, each device's own gradients: whoever uses them adds them up.
+        return of_x, *(jax.lax.psum(each, samples[0]) for each in (of_scale, of_bias))
+
+    apart = jax.shard_map(
+        on_own_samples,
+        mesh=layout.mesh,
+        in_specs=(samples, whole, whole, samples),
+        out_specs=(samples, whole, whole),
+        check_vma=False,
+    )
+    found = jax.jit(apart)(x, scale, bias, weighing)
+    expected = jax.grad(loss, (0, 1, 2))(x, scale, bias, weighing)
+    for each, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -18,11 +19,11 @@ from eenet_jax.training.sharding import make_layout
 PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %async_collective_fusion.1 (param_0: f32[4,64]) -> (f32[4,64], f32[16,64]) {
-  %all-gather.20 = f32[16,64]{1,0:T(8,128)S(1)} all-gather(%param_0), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
+  %all-gather.20 = f32[16,64]{1,0:T(8,128)S(1)} all-gather(%param_0), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}, frontend_attributes={chain_id="0"}
 }
 
 %async_collective_done.1 (param_0: f32[4,64]) -> f32[16,64] {
-  %all-gather.22 = f32[16,64]{1,0:T(8,128)S(1)} all-gather(%param_0), channel_id=7, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}, metadata={op_name="state.params[\\'kernel\\']"}
+  %all-gather.22 = f32[16,64]{1,0:T(8,128)S(1)} all-gather(%param_0), channel_id=1, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}, frontend_attributes={chain_id="0"}, metadata={op_name="state.params[\\'kernel\\']"}
 }
 
 %all-reduce-scatter.1 (input: bf16[3,3,64,64]) -> bf16[3,3,64,16] {
@@ -35,10 +36,11 @@ PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 ENTRY %main (a: f32[16]) -> f32[] {
   %all-reduce.1 = (f32[16]{0:T(128)}, f32[3,3,16,32]{3,2,1,0:T(8,128)}) all-reduce(%a, %b), channel_id=1, replica_groups={{0,1,2,3}}, metadata={op_name="jit(step)/mean"}
-  %all-gather-start.2 = (f32[4,64]{1,0}, f32[16,64]{1,0}) all-gather-start(%c), channel_id=2, replica_groups=[1,4]<=[4], dimensions={0}
+  %all-gather-start.2 = (f32[4,64]{1,0}, f32[16,64]{1,0}) all-gather-start(%c), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
+  %all-gather-start.6 = (f32[4,64]{1,0}, f32[16,64]{1,0}) all-gather-start(%c2), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}
   %all-gather-done.2 = f32[16,64]{1,0} all-gather-done(%all-gather-start.2)
-  %reduce-scatter.3 = bf16[4,64]{1,0} reduce-scatter(%d), channel_id=3, replica_groups=[2,2]<=[4], dimensions={0}, metadata={op_name="jit(step)/transpose"}
-  %collective-permute-start.4 = (u8[8]{0}, u8[8]{0}, u32[], u32[]) collective-permute-start(%e), channel_id=4
+  %reduce-scatter.3 = bf16[4,64]{1,0} reduce-scatter(%d), channel_id=1, replica_groups=[2,2]<=[4], dimensions={0}, metadata={op_name="jit(step)/transpose"}
+  %collective-permute-start.4 = (u8[8]{0}, u8[8]{0}, u32[], u32[]) collective-permute-start(%e), channel_id=1
   ROOT %add.5 = f32[] add(%f, %g), metadata={op_name="all-reduce("}
 }
 """  # noqa: E501
@@ -46,6 +48,7 @@ ENTRY %main (a: f32[16]) -> f32[] {
 
 def test_a_programs_text_is_read():
     cut = Collective(kind="reduce-scatter", bytes=2 * 9 * 64 * 64, arrays=1, group=4, source="")
+    gathered = Collective(kind="all-gather", bytes=4 * 16 * 64, arrays=1, group=4, source="")
     kernel = "state.params[\\'kernel\\']"
     assert collectives(PROGRAM) == [
         Collective(kind="all-gather", bytes=4 * 16 * 64, arrays=1, group=4, source=kernel),
@@ -55,7 +58,8 @@ def test_a_programs_text_is_read():
             kind="all-reduce", bytes=4 * (16 + 3 * 3 * 16 * 32), arrays=2, group=4,
             source="jit(step)/mean",
         ),
-        Collective(kind="all-gather", bytes=4 * 16 * 64, arrays=1, group=4, source=""),
+        gathered,
+        gathered,
         Collective(
             kind="reduce-scatter", bytes=2 * 2 * 4 * 64, arrays=1, group=2,
             source="jit(step)/transpose",
@@ -96,6 +100,21 @@ def test_dropout_needs_no_other_devices_bits():
         step = jax.jit(drop, out_shardings=layout.batch)
         lowered = step.lower(x, jax.random.key(0))
         assert compile_program("drop", lowered).collectives == ()
+
+
+def test_a_device_drops_what_it_would_of_a_whole_batch():
+    layout, x = make_layout(2), jnp.ones((8, 6, 10))
+    samples = layout.batch.spec
+
+    def drop(x, key):
+        return Dropout(0.1).apply({}, x, True, rngs={"dropout": key})
+
+    apart = jax.shard_map(
+        drop, mesh=layout.mesh, in_specs=(samples, PartitionSpec()), out_specs=samples
+    )
+    whole, key = drop(x, jax.random.key(3)), jax.random.key(3)
+    np.testing.assert_array_equal(jax.jit(apart)(x, key), whole)
+    assert len({sample.tobytes() for sample in np.asarray(whole)}) == 8
 
 
 def test_the_roofline_is_the_greatest_of_three_times():
