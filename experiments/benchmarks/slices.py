@@ -29,7 +29,7 @@ from eenet_jax.training.sharding import make_layout
 
 CASES = (
     "imagenet_msdnet35_pod:v5e:4x4:1",
-    "imagenet_msdnet35_pod:v5e:4x4:16",
+    "imagenet_msdnet35_pod:v5e:4x4:4",
     "imagenet_msdnet35_pod:v5e:16x16:1",
     "imagenet_msdnet35_pod:v5e:16x16:16",
     "sst2_bert:v5e:2x2:1",
