@@ -40,11 +40,21 @@ def device_name() -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _named(info.read_text() if info.exists() else "") or (
+        platform.processor() or platform.machine()
+    )
+
+
+def _named(cpuinfo: str) -> str:
+    """The first processor's name; a hypervisor may cut it to a brand, of which it says no more."""
+    first = cpuinfo.split("\n\n")[0].splitlines()
+    pairs = (line.partition(":") for line in first)
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    name = fields.get("model name", "")
+    if not name or any(letter.isdigit() for letter in name) or "model" not in fields:
+        return name
+    # A generation, at least: of one brand the newest may be twice as fast as the one before.
+    return f"{name} (family {fields['cpu family']}, model {fields['model']})"
 
 
 def _cores() -> int:

@@ -23,7 +23,7 @@ from eenet_jax.training.optimizer import learning_rate, optimizer, scaled
 from eenet_jax.training.preemption import Preempted, Preemption
 from eenet_jax.training.processes import check_same, is_first, say, synchronise
 from eenet_jax.training.run import RunFolder
-from eenet_jax.training.sharding import Layout, make_layout
+from eenet_jax.training.sharding import Layout, counted, make_layout
 from eenet_jax.training.state import TrainState, create_state
 
 LOG_EVERY = 50
@@ -182,7 +182,7 @@ class _Trainer:
     def _announce(self, step: int) -> None:
         begins = f"continuing from step {step}" if step else "training"
         layout, processes = self.layout, jax.process_count()
-        where = "1 device" if layout.devices == 1 else f"{layout.devices} devices"
+        where = counted(layout.devices)
         where += f" of {processes} processes" if processes > 1 else ""
         where += f", weights cut over {layout.fsdp}" if layout.fsdp > 1 else ""
         say(

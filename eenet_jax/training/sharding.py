@@ -127,7 +127,7 @@ class Layout:
         if batch_size % parts == 0:
             return
         least = max(1, batch_size // parts) * parts
-        shares = f"{self.devices} devices" + (
+        shares = counted(self.devices) + (
             f" and training.micro_batches {micro_batches}" if micro_batches > 1 else ""
         )
         raise InputError(
@@ -163,6 +163,11 @@ class Layout:
         return jax.block_until_ready(there) if jax.default_backend() == "cpu" else there
 
 
+def counted(devices: int) -> str:
+    """So many devices, in words."""
+    return "1 device" if devices == 1 else f"{devices} devices"
+
+
 def make_layout(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Layout:
     """A layout of all devices of all processes.
 
@@ -178,7 +183,7 @@ def make_layout(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Layout:
     if fsdp < 1 or len(devices) % fsdp:
         divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise InputError(
-            f"fsdp is {fsdp}, of {len(devices)} devices: give one of"
+            f"fsdp is {fsdp}, of {counted(len(devices))}: give one of"
             f" {', '.join(map(str, divisors))}"
         )
     # The axes may share one of a slice's own, else only some divisors would do.
