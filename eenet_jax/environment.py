@@ -51,7 +51,8 @@ def _named(cpuinfo: str) -> str:
     pairs = (line.partition(":") for line in first)
     fields = {name.strip(): value.strip() for name, _, value in pairs}
     name = fields.get("model name", "")
-    if not name or any(letter.isdigit() for letter in name) or "model" not in fields:
+    numbered = any(letter.isdigit() for letter in name)
+    if not name or numbered or not {"cpu family", "model"} <= set(fields):
         return name
     # A generation, at least: of one brand the newest may be twice as fast as the one before.
     return f"{name} (family {fields['cpu family']}, model {fields['model']})"

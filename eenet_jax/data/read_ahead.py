@@ -1,6 +1,7 @@
 """Batches made ahead of their use, by processes of their own."""
 
 import atexit
+import concurrent.futures
 import functools
 import multiprocessing
 import multiprocessing.connection
@@ -8,8 +9,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
@@ -60,13 +60,24 @@ class ReadAhead(grain.DatasetIterator[Batch]):
         return batch
 
     def _first(self) -> Batch:
-        self._running = self._start()
+        running = self._start()
         # Grain's threads and processes begin with the first batch, and with the signals blocked
         # that are blocked where they come from: a worker has to outlive a SIGTERM that arrives
         # before it can say so itself. Python's resource tracker would unblock them as it begins.
         resource_tracker.ensure_running()
-        with ThreadPoolExecutor(1, initializer=_block_signals) as executor:
-            return executor.submit(next, self._running).result()
+        answer: concurrent.futures.Future[Batch] = concurrent.futures.Future()
+        threading.Thread(target=_answer, args=(answer, running), daemon=True).start()
+        try:
+            batch = answer.result()
+        except Exception:
+            running.close()
+            raise
+        except BaseException:
+            # Ctrl-C; to close waits for what the processes are at.
+            threading.Thread(target=running.close, daemon=True).start()
+            raise
+        self._running = running
+        return batch
 
     def _start(self) -> grain.DatasetIterator[Batch]:
         # Grain asks absl for flags of its own, which nobody has parsed outside of absl's `app`.
@@ -114,8 +125,12 @@ def _close(ahead: "weakref.ref[ReadAhead]") -> None:
         running.close()
 
 
-def _block_signals() -> None:
+def _answer(answer: concurrent.futures.Future[Batch], batches: Iterator[Batch]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        answer.set_result(next(batches))
+    except BaseException as error:
+        answer.set_exception(error)
 
 
 def _end_with_parent() -> None:

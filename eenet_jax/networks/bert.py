@@ -35,7 +35,9 @@ def _layer_norm(name: str) -> nn.LayerNorm:
 class Dropout(nn.Module):
     """Dropout that cuts four decisions from every 32 random bits, which are slow to draw.
 
-    The rate is rounded to a multiple of 1/256, and what is kept is scaled by the rounded one.
+    The rate is rounded to a multiple of 1/256, and what is kept is scaled by the rounded one. Every
+    sample has a key of its own, so that it loses the same on whatever device it lies; JAX's "rbg"
+    generators don't keep that promise, for a batch of keys draws by its first one there.
 
     Attributes:
       rate: Share of elements set to 0 in training; at 0 nothing is drawn.
@@ -44,7 +46,9 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*shape"], train: bool) -> Float[Array, "*shape"]:
+    def __call__(
+        self, x: Float[Array, "batch *inner last"], train: bool
+    ) -> Float[Array, "batch *inner last"]:
         """Drop, where `train`."""
         dropped = min(round(self.rate * 256), 255)
         if not train or dropped == 0:
@@ -54,14 +58,13 @@ class Dropout(nn.Module):
 
 
 def _random_bytes(key: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "*shape"]:
-    """Every sample's by a key of its own: the same on whatever device it lies."""
     samples, *inner, last = shape
     numbers = whole_batch.first_sample(samples) + jnp.arange(samples)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     # Asked for 8 bits at a time, JAX would draw 32 for each and discard the rest.
     width = (*inner, -(-last // 4))
     words = jax.vmap(lambda key: jax.random.bits(key, width, jnp.uint32))(keys)
-    # The last axis is never cut: no device sends another its bits.
+    # Along the last axis, which no device has a part of: none sends another its bits.
     drawn = jnp.concatenate([(words >> shift) & 255 for shift in (0, 8, 16, 24)], axis=-1)
     return drawn[..., :last]
 

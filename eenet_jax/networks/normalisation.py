@@ -49,8 +49,8 @@ def normalise(x: Maps, mean: Channels, variance: Channels, scale: Channels, bias
 def batch_normalise(x: Maps, scale: Channels, bias: Channels) -> tuple[Maps, Channels, Channels]:
     """Feature maps normalised by their own moments, and those, through which no gradient goes.
 
-    Where a device has a part of a batch (in a `shard_map`) they are those of all of it, and the
-    gradients of `scale` and `bias` those of the part, to be added up as all weights' are.
+    Where a device has a part of a batch (`whole_batch.cut_over`) they are those of all of it, and
+    the gradients of `scale` and `bias` those of the part, to be added up as all weights' are.
 
     Args:
       x: Feature maps.

@@ -10,10 +10,10 @@ from eenet_jax.types import PyTree
 
 
 def on_one_cpu(*operands: Any, cpu: Callable[..., PyTree], default: Callable[..., PyTree]) -> Any:
-    """`cpu` of the operands where a program is for one CPU device, `default` everywhere else.
+    """`cpu` of the operands where there is one CPU device, `default` everywhere else.
 
-    Both compute the same. A batch that is cut over several devices, CPUs too, would be gathered
-    for what looks at rows of it.
+    Both compute the same. Of a batch that XLA is left to cut over several devices, CPUs too, what
+    looks at rows would be gathered.
 
     Args:
       operands: Arrays.

@@ -1,4 +1,4 @@
-"""What a training step must send between devices, by arithmetic alone."""
+"""What a training step must send between devices, by arithmetic and not from its program."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec
 
 from eenet_jax.scale.collectives import sent_bytes
 from eenet_jax.scale.programs import RunPrograms
+from eenet_jax.training.shards import padded
 
 _STATISTIC_BYTES = 4
 
@@ -19,7 +20,8 @@ class Expected:
       reduced: Gradients of the weights that are whole.
       reduced_parts: Gradients of the parts of those that are cut, where several devices have the
         same part.
-      scattered: Gradients of the weights that are cut.
+      scattered: Gradients of the weights that are cut, with what each stage's and head's are padded
+        by.
       gathered: Weights that are cut, once; twice where stages are rematerialised. For TPUs kernels
         in bfloat16: a TPU rounds both sides of a product to it, and its compiler does so before
         they are sent.
@@ -57,20 +59,23 @@ def expected_bytes(programs: RunPrograms) -> Expected:
     state, layout, training = programs.state(), programs.layout, programs.config.training
     width = 2 if training.compute_dtype == "bfloat16" else 4
     rounded = layout.mesh.devices.flat[0].platform == "tpu"
-    cut = whole = gathered = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-        if layout.weights(leaf).spec == PartitionSpec():
-            whole += width * leaf.size
-            continue
-        cut += width * leaf.size
-        gathered += (2 if rounded and path[-1].key == "kernel" else width) * leaf.size
+    whole = gathered = scattered = 0
+    for part in state.params.values():
+        cut = 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+            if layout.weights(leaf).spec == PartitionSpec():
+                whole += width * leaf.size
+                continue
+            cut += leaf.size
+            gathered += (2 if rounded and path[-1].key == "kernel" else width) * leaf.size
+        scattered += width * layout.fsdp * padded(cut // layout.fsdp, width)
     parts = training.micro_batches
     channels = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     passes = 2 if training.rematerialise else 1
     return Expected(
         reduced=parts * whole,
-        reduced_parts=parts * cut // layout.fsdp,
-        scattered=parts * cut,
+        reduced_parts=parts * scattered // layout.fsdp,
+        scattered=parts * scattered,
         gathered=parts * passes * gathered,
         statistics=parts * (passes + 1) * _STATISTIC_BYTES * channels,
         devices=layout.devices,

@@ -76,13 +76,14 @@ class JointLoss:
         samples = PartitionSpec(AXES)
         specs = self.layout.specs(state.params)
 
-        def on_own_samples(start: _Start, x: PyTree, labels: Any, key: jax.Array) -> Outcome:
+        def own_part(start: _Start, x: PyTree, labels: Any, key: jax.Array) -> Outcome:
             start = start._replace(params=as_shards(start.params, specs))
-            outcome = self._outcome(start, x, labels, key)
+            with whole_batch.cut_over(AXES):
+                outcome = self._outcome(start, x, labels, key)
             return outcome._replace(gradients=values_of(outcome.gradients))
 
         return jax.shard_map(
-            on_own_samples,
+            own_part,
             mesh=self.layout.mesh,
             in_specs=(_Start(specs, whole, whole), samples, samples, whole),
             out_specs=Outcome(specs, whole, whole, whole),
@@ -164,10 +165,10 @@ class JointLoss:
 
         def run(own: Any, carry: PyTree, key: jax.Array | None) -> Any:
             # Cast first: half as many bytes to gather.
-            params = _as_dtype(own["params"], self.settings.compute_dtype)
+            params = _as_dtype(own.get("params", {}), self.settings.compute_dtype)
             if self.layout.devices > 1:
                 params = gathered(params)
-            return part({**own, "params": params}, carry, key)
+            return part({**own, "params": params} if params else own, carry, key)
 
         return jax.checkpoint(run) if self.settings.rematerialise else run
 

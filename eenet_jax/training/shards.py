@@ -1,7 +1,7 @@
 """Weights that devices share: gathered to be used, their gradients added up and cut again.
 
 All of it is for functions inside `jax.shard_map` over the axes of `sharding.AXES`. There it is this
-file, not a compiler's heuristics, that says what is sent.
+file, not a compiler's heuristics, that says which weights and gradients are sent.
 """
 
 import dataclasses
@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from eenet_jax.training.sharding import AXES
 from eenet_jax.types import PyTree
 
 _LANES = 128
-_TILE = 16 * _LANES
-"""Elements that a TPU's memory is divided by, of 16 bits each. Where parts don't fill such tiles
-its compiler adds up whole arrays on every device instead, and sends twice as much."""
+_TILE_BYTES = 2**12
+"""Of a tile of a TPU's memory, lanes of 32 bits. Where parts don't fill tiles, its compiler adds up
+whole arrays on every device instead, and sends twice as much."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["axis"])
@@ -34,6 +35,17 @@ class Shard:
 
     values: jax.Array
     axis: int | None
+
+
+def padded(elements: int, itemsize: int) -> int:
+    """How many elements of each device's part are sent, the parts of a stage or head together.
+
+    Args:
+      elements: That the part has.
+      itemsize: Bytes of each.
+    """
+    tile = _TILE_BYTES // itemsize
+    return -(-elements // tile) * tile
 
 
 def as_shards(weights: PyTree, specs: PyTree) -> PyTree:
@@ -90,7 +102,7 @@ _gathered.defvjp(_forward, _backward)
 
 
 def _added_up(gradients: list[jax.Array]) -> Sequence[jax.Array]:
-    return lax.psum(gradients, ("data", "fsdp")) if gradients else []
+    return lax.psum(gradients, AXES) if gradients else []
 
 
 def _added_up_and_cut(gradients: list[tuple[jax.Array, int]]) -> list[jax.Array]:
@@ -101,7 +113,8 @@ def _added_up_and_cut(gradients: list[tuple[jax.Array, int]]) -> list[jax.Array]
     axis_first = [jnp.moveaxis(each, axis, 0) for each, axis in gradients]
     rows = [each.reshape(fsdp, -1) for each in axis_first]
     bucket = jnp.concatenate(rows, axis=1)
-    bucket = jnp.pad(bucket, ((0, 0), (0, -bucket.shape[1] % _TILE)))
+    width = padded(bucket.shape[1], bucket.dtype.itemsize)
+    bucket = jnp.pad(bucket, ((0, 0), (0, width - bucket.shape[1])))
     own = lax.psum_scatter(bucket.reshape(fsdp, -1, _LANES), "fsdp")
     own = lax.psum(own, "data").reshape(-1)
     found, begin = [], 0

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -150,7 +151,8 @@ def batch(number):
     return {"x": np.full(4, number)}
 
 def terminate_at_once(workers):
-    while len(workers) < 2:
+    began = time.monotonic()
+    while len(workers) < 2 and time.monotonic() - began < 30:
         for process in multiprocessing.active_children():
             if process.pid not in workers:
                 workers.append(process.pid)
@@ -200,6 +202,38 @@ def test_sigterm_is_the_main_processs_and_workers_end_with_it(tmp_path, how, sta
     while any(map(runs, workers.split())):
         assert time.monotonic() - began < 10
         time.sleep(0.1)
+
+
+WAITING = """
+import time
+import numpy as np
+from eenet_jax.data.read_ahead import ReadAhead
+
+def batch(number):
+    time.sleep(25 if number == 0 else 0)
+    return {"x": np.full(4, number)}
+
+if __name__ == "__main__":
+    batches = ReadAhead(batch, 1000, 2)
+    print("waiting", flush=True)
+    began = time.monotonic()
+    try:
+        next(batches)
+    except KeyboardInterrupt:
+        print(time.monotonic() - began < 20, batches.get_state(), flush=True)
+"""
+
+
+def test_ctrl_c_ends_the_wait_for_the_first_batch_which_is_then_still_to_come(tmp_path):
+    program = tmp_path / "waiting.py"
+    program.write_text(WAITING)
+    process = subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert output == "True {'next_index': 0}\n"
+    assert process.returncode == 0
 
 
 RED_BLUE = ((220, 40, 40), (40, 60, 200))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from eenet_jax.networks import whole_batch
 from eenet_jax.networks.layers import BatchNorm
 from eenet_jax.networks.normalisation import batch_normalise, moments
-from eenet_jax.training.sharding import make_layout
+from eenet_jax.training.sharding import AXES, make_layout
 
 DRAW = np.random.default_rng(0)
 
@@ -78,21 +79,27 @@ def test_of_a_part_of_a_batch_moments_and_gradients_are_those_of_all_of_it():
     samples, whole = layout.batch.spec, PartitionSpec()
 
     def loss(x, scale, bias, weighing):
-        return (batch_normalise(x, scale, bias)[0] * weighing).sum()
+        normalised, *seen = batch_normalise(x, scale, bias)
+        return (normalised * weighing).sum(), seen
+
+    def all_of(*given):
+        gradients, seen = jax.grad(loss, (0, 1, 2), has_aux=True)(*given)
+        return *gradients, *seen
 
     def on_own_samples(*given):
-        of_x, of_scale, of_bias = jax.grad(loss, (0, 1, 2))(*given)
+        with whole_batch.cut_over(AXES):
+            of_x, of_scale, of_bias, *seen = all_of(*given)
         # Of the weights, each device's own gradients: whoever uses them adds them up.
-        return of_x, *(jax.lax.psum(each, samples[0]) for each in (of_scale, of_bias))
+        return of_x, *(jax.lax.psum(each, AXES) for each in (of_scale, of_bias)), *seen
 
     apart = jax.shard_map(
         on_own_samples,
         mesh=layout.mesh,
         in_specs=(samples, whole, whole, samples),
-        out_specs=(samples, whole, whole),
+        out_specs=(samples, *(whole,) * 4),
         check_vma=False,
     )
     found = jax.jit(apart)(x, scale, bias, weighing)
-    expected = jax.grad(loss, (0, 1, 2))(x, scale, bias, weighing)
+    expected = all_of(x, scale, bias, weighing)
     for each, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-4)

@@ -7,12 +7,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from eenet_jax.errors import InputError
+from eenet_jax.networks import whole_batch
 from eenet_jax.networks.bert import Dropout
 from eenet_jax.scale.chips import CHIPS, chip_of
 from eenet_jax.scale.collectives import Collective, collectives, sent_bytes
 from eenet_jax.scale.measured import Compiled, compile_program
 from eenet_jax.scale.topology import host_of
-from eenet_jax.training.sharding import make_layout
+from eenet_jax.training.sharding import AXES, make_layout
 
 # As XLA and the TPU compiler write them: one all-gather that runs beside others stands in three
 # computations, and a sum of which each device keeps a part in one with a name of its own.
@@ -109,8 +110,12 @@ def test_a_device_drops_what_it_would_of_a_whole_batch():
     def drop(x, key):
         return Dropout(0.1).apply({}, x, True, rngs={"dropout": key})
 
+    def drop_own(x, key):
+        with whole_batch.cut_over(AXES):
+            return drop(x, key)
+
     apart = jax.shard_map(
-        drop, mesh=layout.mesh, in_specs=(samples, PartitionSpec()), out_specs=samples
+        drop_own, mesh=layout.mesh, in_specs=(samples, PartitionSpec()), out_specs=samples
     )
     whole, key = drop(x, jax.random.key(3)), jax.random.key(3)
     np.testing.assert_array_equal(jax.jit(apart)(x, key), whole)

@@ -108,12 +108,12 @@ def test_with_cut_weights_they_are_gathered_once_and_gradients_scattered():
     step = compile_program("train_step", programs.train_step(), 78)
     kinds = step.by_kind()
     assert kinds["all-gather"][1] == expected.gathered > 0
-    assert expected.scattered == expected.gathered
-    # Two stages and two heads, each padded to what a TPU's tiles hold.
-    padding = kinds["reduce-scatter"][1] - expected.scattered
-    assert 0 <= padding < 4 * 2 * 2048 * 4
+    # Two stages and two heads, each padded to a tile of each device's.
+    assert 0 <= expected.scattered - expected.gathered < 4 * 2 * 2**12
+    assert kinds["reduce-scatter"][1] == expected.scattered
     sums = expected.reduced + expected.reduced_parts + expected.statistics
-    assert sums <= kinds["all-reduce"][1] <= sums + padding + 64
+    # The loss, the accuracies of two exits, and the count of labels.
+    assert sums <= kinds["all-reduce"][1] <= sums + 32
 
 
 def test_a_batch_that_is_no_number_is_named():

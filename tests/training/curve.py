@@ -3,7 +3,7 @@
     python curve.py VARIANTS [HOST:PORT PROCESSES PROCESS]
 
 VARIANTS is a JSON list of objects with any of: `devices`, `fsdp`, `network` ("cnn", or "bert",
-which has no BatchNorm), `training` (settings), `learning_rate`, `steps`, `save` (a folder to write
+which has no BatchNorm, or that with dropout, "dropping"), `training` (settings), `learning_rate`, `steps`, `save` (a folder to write
 the last state to), `restore` (one to begin from), `evaluate` (whether the validation loss and
 accuracies follow the losses).
 """
@@ -70,7 +70,7 @@ def made(name: str, rows) -> tuple[Any, Any, Any]:
         vocab_size=50,
         max_positions=8,
         exit_after=(1,),
-        dropout=0.0,
+        dropout=0.3 if name == "dropping" else 0.0,
         num_classes=2,
     )
     return network, datasets.get("sst2"), Numbers(rows)

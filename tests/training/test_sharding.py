@@ -115,6 +115,21 @@ def test_accumulated_parts_give_the_curve_of_the_whole_batch_without_batchnorm()
 
 
 @pytest.mark.slow
+def test_samples_drop_the_same_on_whatever_device_they_lie():
+    dropping = {"network": "dropping", "training": {**PARTS, **REMATERIALISED}}
+    one, *others, kept = alone(
+        [
+            {"devices": 1, **dropping},
+            {"devices": 2, **dropping},
+            {"devices": 8, "fsdp": 4, **dropping},
+            {**dropping, "network": "bert"},
+        ]
+    )
+    assert_same(others, one, 1e-9)
+    assert abs(kept[0] - one[0]) > 1e-6
+
+
+@pytest.mark.slow
 def test_accumulated_parts_give_one_devices_curve_with_batchnorm():
     one, *others, whole = alone(
         [
