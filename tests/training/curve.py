@@ -3,9 +3,9 @@
     python curve.py VARIANTS [HOST:PORT PROCESSES PROCESS]
 
 VARIANTS is a JSON list of objects with any of: `devices`, `fsdp`, `network` ("cnn", or "bert",
-which has no BatchNorm, or that with dropout, "dropping"), `training` (settings), `learning_rate`, `steps`, `save` (a folder to write
-the last state to), `restore` (one to begin from), `evaluate` (whether the validation loss and
-accuracies follow the losses).
+which has no BatchNorm, or "dropping", that with dropout), `training` (settings), `learning_rate`,
+`steps`, `save` (a folder to write the last state to), `restore` (one to begin from), `evaluate`
+(whether the validation loss and accuracies follow the losses).
 """
 
 import json
