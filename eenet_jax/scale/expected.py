@@ -68,7 +68,7 @@ def expected_bytes(programs: RunPrograms) -> Expected:
                 continue
             cut += leaf.size
             gathered += (2 if rounded and path[-1].key == "kernel" else width) * leaf.size
-        scattered += width * layout.fsdp * padded(cut // layout.fsdp, width)
+        scattered += width * layout.fsdp * padded(cut // layout.fsdp)
     parts = training.micro_batches
     channels = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     passes = 2 if training.rematerialise else 1

@@ -18,9 +18,10 @@ from eenet_jax.training.sharding import AXES
 from eenet_jax.types import PyTree
 
 _LANES = 128
-_TILE_BYTES = 2**12
-"""Of a tile of a TPU's memory, lanes of 32 bits. Where parts don't fill tiles, its compiler adds up
-whole arrays on every device instead, and sends twice as much."""
+_TILE = 16 * _LANES
+"""Elements of 16 bits in a tile of a TPU's memory, or of 32 bits in two. Where parts don't fill
+tiles, its compiler adds up whole arrays on every device instead and sends twice as much; where they
+fill an odd number of 32 bits' tiles, it sends the last one by itself."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["axis"])
@@ -37,15 +38,13 @@ class Shard:
     axis: int | None
 
 
-def padded(elements: int, itemsize: int) -> int:
+def padded(elements: int) -> int:
     """How many elements of each device's part are sent, the parts of a stage or head together.
 
     Args:
       elements: That the part has.
-      itemsize: Bytes of each.
     """
-    tile = _TILE_BYTES // itemsize
-    return -(-elements // tile) * tile
+    return -(-elements // _TILE) * _TILE
 
 
 def as_shards(weights: PyTree, specs: PyTree) -> PyTree:
@@ -113,7 +112,7 @@ def _added_up_and_cut(gradients: list[tuple[jax.Array, int]]) -> list[jax.Array]
     axis_first = [jnp.moveaxis(each, axis, 0) for each, axis in gradients]
     rows = [each.reshape(fsdp, -1) for each in axis_first]
     bucket = jnp.concatenate(rows, axis=1)
-    width = padded(bucket.shape[1], bucket.dtype.itemsize)
+    width = padded(bucket.shape[1])
     bucket = jnp.pad(bucket, ((0, 0), (0, width - bucket.shape[1])))
     own = lax.psum_scatter(bucket.reshape(fsdp, -1, _LANES), "fsdp")
     own = lax.psum(own, "data").reshape(-1)

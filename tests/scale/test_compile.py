@@ -108,8 +108,8 @@ def test_with_cut_weights_they_are_gathered_once_and_gradients_scattered():
     step = compile_program("train_step", programs.train_step(), 78)
     kinds = step.by_kind()
     assert kinds["all-gather"][1] == expected.gathered > 0
-    # Two stages and two heads, each padded to a tile of each device's.
-    assert 0 <= expected.scattered - expected.gathered < 4 * 2 * 2**12
+    # Two stages and two heads, each padded to a tile or two of each device's.
+    assert 0 <= expected.scattered - expected.gathered < 4 * 2 * 2**13
     assert kinds["reduce-scatter"][1] == expected.scattered
     sums = expected.reduced + expected.reduced_parts + expected.statistics
     # The loss, the accuracies of two exits, and the count of labels.
