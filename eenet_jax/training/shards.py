@@ -115,7 +115,8 @@ def _added_up_and_cut(gradients: list[tuple[jax.Array, int]]) -> list[jax.Array]
     width = padded(bucket.shape[1])
     bucket = jnp.pad(bucket, ((0, 0), (0, width - bucket.shape[1])))
     own = lax.psum_scatter(bucket.reshape(fsdp, -1, _LANES), "fsdp")
-    own = lax.psum(own, "data").reshape(-1)
+    # Else the TPU compiler cuts parts of a large row out first, and adds up whole arrays for it.
+    own = lax.optimization_barrier(lax.psum(own, "data").reshape(-1))
     found, begin = [], 0
     for row, each, (_, axis) in zip(rows, axis_first, gradients, strict=True):
         part = own[begin : begin + row.shape[1]]
