@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Int
 
 from eenet_jax.config import TrainingConfig
@@ -72,8 +71,8 @@ class JointLoss:
         start = _Start(state.params, state.batch_stats, state.step)
         if self.layout.devices == 1:
             return self._outcome(start, x, labels, key)
-        whole: Any = PartitionSpec()
-        samples = PartitionSpec(AXES)
+        whole: Any = self.layout.replicated.spec
+        samples = self.layout.batch.spec
         specs = self.layout.specs(state.params)
 
         def own_part(start: _Start, x: PyTree, labels: Any, key: jax.Array) -> Outcome:

@@ -119,7 +119,7 @@ class Layout:
 
     def specs(self, weights: PyTree) -> PyTree:
         """How weights are cut: a spec for every array."""
-        return jax.tree.map(lambda leaf: self._cut(tuple(leaf.shape)), weights)
+        return jax.tree.map(lambda leaf: self.weights(leaf).spec, weights)
 
     def check_batch(self, batch_size: int, micro_batches: int = 1) -> None:
         """Raise InputError unless every device gets as many samples of every micro-batch."""
