@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from eenet_jax.scale.collectives import sent_bytes
 from eenet_jax.scale.programs import RunPrograms
-from eenet_jax.training.shards import padded
+from eenet_jax.training.weight_shards import padded
 
 _STATISTIC_BYTES = 4
 

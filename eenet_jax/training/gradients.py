@@ -12,8 +12,8 @@ from eenet_jax.networks import MultiExitNetwork, Part, whole_batch
 from eenet_jax.training import losses
 from eenet_jax.training.correctness import correctness
 from eenet_jax.training.sharding import AXES, Layout
-from eenet_jax.training.shards import as_shards, gathered, values_of
 from eenet_jax.training.state import TrainState
+from eenet_jax.training.weight_shards import as_shards, gathered, values_of
 from eenet_jax.types import Array, PyTree
 
 
