@@ -59,21 +59,22 @@ def expected_bytes(programs: RunPrograms) -> Expected:
     state, layout, training = programs.state(), programs.layout, programs.config.training
     width = 2 if training.compute_dtype == "bfloat16" else 4
     rounded = layout.mesh.devices.flat[0].platform == "tpu"
+    parts = training.micro_batches
     whole = gathered = scattered = 0
     for part in state.params.values():
         cut = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(part):
             if layout.weights(leaf).spec == PartitionSpec():
-                whole += width * leaf.size
+                # Those of micro-batches are accumulated as the weights are, and sent once.
+                whole += (width if parts == 1 else leaf.dtype.itemsize) * leaf.size
                 continue
             cut += leaf.size
             gathered += (2 if rounded and path[-1].key == "kernel" else width) * leaf.size
         scattered += width * layout.fsdp * padded(cut // layout.fsdp)
-    parts = training.micro_batches
     channels = sum(leaf.size for leaf in jax.tree.leaves(state.batch_stats))
     passes = 2 if training.rematerialise else 1
     return Expected(
-        reduced=parts * whole,
+        reduced=whole,
         reduced_parts=parts * scattered // layout.fsdp,
         scattered=parts * scattered,
         gathered=parts * passes * gathered,

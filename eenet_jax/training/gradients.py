@@ -13,7 +13,12 @@ from eenet_jax.training import losses
 from eenet_jax.training.correctness import correctness
 from eenet_jax.training.sharding import AXES, Layout
 from eenet_jax.training.state import TrainState
-from eenet_jax.training.weight_shards import as_shards, gathered, values_of
+from eenet_jax.training.weight_shards import (
+    as_shards,
+    gathered,
+    values_of,
+    whole_added_up,
+)
 from eenet_jax.types import Array, PyTree
 
 
@@ -118,7 +123,10 @@ class JointLoss:
         zeros = jax.tree.map(jnp.zeros_like, start.params)
         nothing = (jnp.zeros_like(self._weights[0]), jnp.zeros(self.network.num_exits, jnp.float32))
         none = Outcome(zeros, start.statistics, *nothing)
-        return jax.lax.scan(add, none, (*cut, jnp.arange(parts)))[0]
+        outcome = jax.lax.scan(add, none, (*cut, jnp.arange(parts)))[0]
+        if self.layout.devices > 1:
+            outcome = outcome._replace(gradients=whole_added_up(outcome.gradients))
+        return outcome
 
     @property
     def _weights(self) -> Array:
@@ -166,7 +174,7 @@ class JointLoss:
             # Cast first: half as many bytes to gather.
             params = _as_dtype(own.get("params", {}), self.settings.compute_dtype)
             if self.layout.devices > 1:
-                params = gathered(params)
+                params = gathered(params, whole_later=self.settings.micro_batches > 1)
             return part({**own, "params": params} if params else own, carry, key)
 
         return jax.checkpoint(run) if self.settings.rematerialise else run

@@ -67,32 +67,51 @@ def values_of(shards: PyTree) -> PyTree:
     return jax.tree.map(lambda shard: shard.values, shards, is_leaf=_is_shard)
 
 
-def gathered(shards: PyTree) -> PyTree:
+def gathered(shards: PyTree, whole_later: bool = False) -> PyTree:
     """Whole weights. Their gradients come back added up over all devices, and cut like them.
 
     Args:
       shards: From `as_shards`; of one dtype, as what is added up is sent together.
+      whole_later: Leaves the gradients of weights that are whole to `whole_added_up`, which can
+        wait for the last micro-batch.
     """
     leaves, tree = jax.tree.flatten(shards, is_leaf=_is_shard)
     axes = tuple(leaf.axis for leaf in leaves)
-    return tree.unflatten(_gathered(axes, [leaf.values for leaf in leaves]))
+    return tree.unflatten(_gathered(axes, whole_later, [leaf.values for leaf in leaves]))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gathered(axes: tuple[int | None, ...], values: list[jax.Array]) -> list[jax.Array]:
+def whole_added_up(gradients: PyTree) -> PyTree:
+    """Gradients of which those of whole weights are a device's own, added up over all devices.
+
+    Args:
+      gradients: `Shard`s.
+    """
+    leaves, tree = jax.tree.flatten(gradients, is_leaf=_is_shard)
+    whole = iter(_added_up([leaf.values for leaf in leaves if leaf.axis is None]))
+    return tree.unflatten(
+        leaf if leaf.axis is not None else Shard(next(whole), None) for leaf in leaves
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered(
+    axes: tuple[int | None, ...], whole_later: bool, values: list[jax.Array]
+) -> list[jax.Array]:
+    del whole_later
     return [
         each if axis is None else lax.all_gather(each, "fsdp", axis=axis, tiled=True)
         for each, axis in zip(values, axes, strict=True)
     ]
 
 
-def _forward(axes: tuple[int | None, ...], values: list[jax.Array]):
-    return _gathered(axes, values), None
+def _forward(axes: tuple[int | None, ...], whole_later: bool, values: list[jax.Array]):
+    return _gathered(axes, whole_later, values), None
 
 
-def _backward(axes: tuple[int | None, ...], _: None, gradients: list[jax.Array]):
+def _backward(axes: tuple[int | None, ...], whole_later: bool, _: None, gradients: list[jax.Array]):
     pairs = list(zip(gradients, axes, strict=True))
-    whole = iter(_added_up([each for each, axis in pairs if axis is None]))
+    whole_ones = [each for each, axis in pairs if axis is None]
+    whole = iter(whole_ones if whole_later else _added_up(whole_ones))
     cut = iter(_added_up_and_cut([(each, axis) for each, axis in pairs if axis is not None]))
     return ([next(whole if axis is None else cut) for axis in axes],)
 
