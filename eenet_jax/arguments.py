@@ -39,13 +39,20 @@ def setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def parse(kind: Callable[..., Any], arguments: Sequence[str], program: str, **options: Any) -> Any:
+def parse(
+    kind: Callable[..., Any],
+    arguments: Sequence[str],
+    program: str,
+    told_by: str = "",
+    **options: Any,
+) -> Any:
     """Parse with tyro; what it finds wrong becomes one line.
 
     Args:
       kind: A dataclass, or something else that tyro can make.
       arguments: Without the program's name.
       program: Its name, for the help.
+      told_by: The command that lists the options, where it is not the program's `--help`.
       options: More for tyro.
 
     Raises:
@@ -58,7 +65,8 @@ def parse(kind: Callable[..., Any], arguments: Sequence[str], program: str, **op
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(f"{_one_line(complaint.getvalue())} (see `{program} --help`)") from None
+        told_by = told_by or f"{program} --help"
+        raise InputError(f"{_one_line(complaint.getvalue())} (see `{told_by}`)") from None
 
 
 def _one_line(complaint: str) -> str:

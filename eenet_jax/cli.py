@@ -83,7 +83,9 @@ class Train:
 
         shown = ["--help"] if self.settings else list(overrides)
         preset = _preset(self.config, self.build)
-        config = parse(ExperimentConfig, shown, f"eenet train {self.config}", default=preset)
+        program = f"eenet train {self.config}"
+        told_by = f"{program} --settings"
+        config = parse(ExperimentConfig, shown, program, told_by, default=preset)
         out = self.out or Path("runs") / config.name
         others = (self.coordinator, self.num_processes, self.process_id)
         with processes.joined(self.distributed, *others):
@@ -93,6 +95,8 @@ class Train:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compile:
     """Say what a run would take on a TPU slice that one hasn't got, by compiling it for that.
+
+    The exit status is 1 where it does not fit.
 
     The config's settings can be changed as for `eenet train`, e.g. --training.micro-batches 4;
     `eenet train CONFIG --settings` lists them.
@@ -122,12 +126,14 @@ class Compile:
             if self.out.is_dir():
                 raise InputError(f"--out '{self.out}' is a folder: give a file in it")
         preset = _preset(self.config, self.build)
-        program = f"eenet compile {self.config}"
-        config = parse(ExperimentConfig, list(overrides), program, default=preset)
+        program, told_by = f"eenet compile {self.config}", f"eenet train {self.config} --settings"
+        config = parse(ExperimentConfig, list(overrides), program, told_by, default=preset)
         report = compile_run(config, self.topology, batch=self.batch, fsdp=self.fsdp)
         print("\n".join(describe(report)))
         if self.out:
             write_report(report, self.out)
+        if not report.fits:
+            sys.exit(1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 
@@ -297,6 +298,7 @@ def test_fit_refuses_bad_options(capsys, folder, tmp_path, monkeypatch, changes,
         (["train", "tiny.py", "--training.epochs", "x"], "training.epochs"),
         (["train", "tiny.py", "--training.epoch", "3"], "training.epoch"),
         (["train", "tiny.py", "--training.epochs", "0"], "training.epochs is 0"),
+        (["train", "tiny.py", "--training.epochs", "0"], "(see `eenet train tiny.py --settings`)"),
         (["train", "tiny.py", "--training.optimizer", "adam"], "training.optimizer"),
         (["train", "tiny.py", "--training.learning-rate", "-1"], "learning_rate is -1.0"),
         (["train", "tiny.py", "--data.dataset", "mnist"], "unknown data set 'mnist'"),
@@ -308,6 +310,19 @@ def test_fit_refuses_bad_options(capsys, folder, tmp_path, monkeypatch, changes,
         (["compile", "tiny.py"], "--topology"),
         (["train", "tiny.py", "--fsdp", "3"], "fsdp is 3, of 2 devices: give one of 1, 2"),
         (["train", "tiny.py", "--process-id", "0"], "coordinator is missing"),
+        (
+            [
+                "train",
+                "tiny.py",
+                "--coordinator",
+                "localhost:99999",
+                "--num-processes",
+                "2",
+                "--process-id",
+                "0",
+            ],
+            "give a port from 1 to 65535",
+        ),
         (
             [
                 "train",
@@ -429,3 +444,13 @@ def test_as_a_process_the_line_is_the_same(folder, tmp_path):
     assert ended.stderr.count("\n") == 1
     assert ended.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_output_that_nobody_reads_on_ends_without_a_word():
+    command = [sys.executable, "-m", "eenet_jax.cli", "train", "digits_cnn", "--settings"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout
+        assert running.stderr
+        running.stdout.close()
+        assert running.stderr.read() == b""
+    assert running.returncode == 128 + signal.SIGPIPE

@@ -178,8 +178,8 @@ def _train_step(config: ExperimentConfig, layout: Layout) -> Compiled:
     print(f"compiling the training step at batch {size:,} …", file=sys.stderr, flush=True)
     step = compile_program("train_step", lowered, size)
     print(
-        f"batch {size:,}: {step.memory_bytes / 1e9:.1f} GB a chip"
-        f" ({'fits' if step.fits else 'does not fit'}), compiled in {step.compile_seconds:.0f} s",
+        f"batch {size:,}: {_gigabytes(step, 1)} a chip ({'fits' if step.fits else 'does not fit'}),"
+        f" compiled in {step.compile_seconds:.0f} s",
         file=sys.stderr,
         flush=True,
     )
@@ -236,7 +236,7 @@ def describe(report: SliceReport) -> list[str]:
 
 
 def _described(program: Compiled, chip: Chip) -> list[str]:
-    head = f"{program.name}: {program.memory_bytes / 1e9:.2f} GB a chip"
+    head = f"{program.name}: {_gigabytes(program, 2)} a chip"
     if not program.fits:
         return [f"{head}, which does not fit: {program.trouble}"]
     bounds = program.bound_seconds(chip)
@@ -250,12 +250,19 @@ def _described(program: Compiled, chip: Chip) -> list[str]:
         + ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in bounds.items())
         + ")",
     ]
-    if program.samples:
+    # Of what repeats, the time is of one turn, but the samples are of all.
+    if program.samples and not program.loops:
         rate = program.samples / bounds[limit]
         lines[-1] += f": {rate:,.0f} samples/s"
     for kind, (count, total) in program.by_kind().items():
         lines.append(f"  {count} {kind}: {total / 1e6:,.3f} MB a chip")
     return lines
+
+
+def _gigabytes(program: Compiled, digits: int) -> str:
+    if math.isnan(program.memory_bytes):
+        return "too many GB"
+    return f"{program.memory_bytes / 1e9:.{digits}f} GB"
 
 
 def write_report(report: SliceReport, path: str | Path) -> None:

@@ -58,7 +58,7 @@ class Compiled:
     @property
     def sent(self) -> float:
         """Bytes that a device sends to others."""
-        return sum(each.sent for each in self.collectives)
+        return float(sum(each.sent for each in self.collectives))
 
     @property
     def intensity(self) -> float:
@@ -122,6 +122,9 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def _wanted_bytes(complaint: str) -> float:
-    """Of "Used 24.1G of 15.75G hbm" the first."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of", complaint)
-    return float(found[1]) * _UNITS[found[2]] if found else math.nan
+    """Of "Used 24.1G of 15.75G hbm" the first, of "(49.64G) exceeds …" that; else NaN."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of|\(([\d.]+)([KMGT]?)\) exceeds", complaint)
+    if not found:
+        return math.nan
+    number, unit = (part for part in found.groups() if part is not None)
+    return float(number) * _UNITS[unit]

@@ -21,7 +21,7 @@ from eenet_jax.training.metrics import MetricsLog, Window
 from eenet_jax.training.network import build_network, check_fits, initial_weights
 from eenet_jax.training.optimizer import learning_rate, optimizer, scaled
 from eenet_jax.training.preemption import Preempted, Preemption
-from eenet_jax.training.processes import check_same, is_first, say, synchronise
+from eenet_jax.training.processes import check_same, check_shared, is_first, say, synchronise
 from eenet_jax.training.run import RunFolder
 from eenet_jax.training.sharding import Layout, counted, make_layout
 from eenet_jax.training.state import TrainState, create_state
@@ -48,8 +48,8 @@ def train(
 
     Raises:
       InputError: the data set is not prepared, the folder holds another run, the batch doesn't
-        divide by the devices, processes were given different settings, or the loss became NaN
-        (the last good checkpoint is kept).
+        divide by the devices, processes were given different settings or folders, or the loss
+        became NaN (the last good checkpoint is kept).
       Preempted: SIGTERM came; the state is saved.
     """
     keep_memory()
@@ -69,6 +69,7 @@ def train(
     )
     epoch_steps = pipeline.steps_per_epoch(splits["train"], batch_size)
     trainer = _Trainer(config, network, splits, folder, epoch_steps, start, layout)
+    check_shared(folder.path)
     # Claimed last: a setting that turns out wrong above leaves the folder as it was.
     if is_first():
         folder.claim(config, str(Path(data_dir).resolve()))

@@ -5,9 +5,12 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -23,6 +26,12 @@ SHUTDOWN_SECONDS = 20
 
 AGREE_SECONDS = 300
 """How long a process waits for the first one's settings."""
+
+JOIN_SECONDS = 300
+"""How long a process waits for the others to begin."""
+
+SEEN_SECONDS = 60
+"""How long a name takes at most to be known: of a host by its address, of a file to other hosts."""
 
 _SETTINGS = "eenet_jax/settings"
 _COMPARED = itertools.count()
@@ -113,9 +122,21 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
             f"process_id is {process_id}: give a number from 0 to {num_processes - 1}, for"
             f" num_processes is {num_processes}"
         )
+    if coordinator is not None:
+        _check_address(coordinator)
+        print(
+            f"process {process_id} of {num_processes}: waiting for the others, who meet at"
+            f" {coordinator}, for {JOIN_SECONDS} s at most",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, shutdown_timeout_seconds=SHUTDOWN_SECONDS
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=JOIN_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -123,6 +144,54 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
             f"joining the other processes fails ({reason}): give coordinator (HOST:PORT),"
             " num_processes and process_id"
         ) from None
+
+
+def _check_address(coordinator: str) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not 0 < int(port) < 2**16:
+        raise InputError(f"coordinator is '{coordinator}': give a port from 1 to {2**16 - 1}")
+    until = time.monotonic() + SEEN_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(host.strip("[]"), int(port))
+            return
+        except OSError as error:
+            # A cluster may start a process before it knows the first one's name.
+            if time.monotonic() > until:
+                raise InputError(
+                    f"coordinator is '{coordinator}', and '{host}' has no address here"
+                    f" ({error.strerror}): give the name or the address of process 0's host"
+                ) from None
+        time.sleep(1)
+
+
+def check_shared(folder: Path) -> None:
+    """Make sure that all processes see what the first one writes to a folder.
+
+    Args:
+      folder: Made where it is not there.
+
+    Raises:
+      InputError: in all of them, where one doesn't.
+    """
+    if jax.process_count() == 1:
+        return
+    token = folder / f".seen-{of_first(time.time_ns() % 2**31)}"
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    synchronise("the run's folder is there")
+    until = time.monotonic() + SEEN_SECONDS
+    while not (seen := token.exists()) and time.monotonic() < until:
+        time.sleep(1)
+    blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.asarray(seen))))
+    if is_first():
+        token.unlink()
+    if len(blind):
+        raise InputError(
+            f"'{folder}' in process {', '.join(map(str, blind))} is not the folder of process 0:"
+            " give --out in a file system that all share, and see that every host has it mounted"
+        )
 
 
 def check_same(settings: Mapping[str, Any]) -> None:

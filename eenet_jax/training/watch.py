@@ -111,7 +111,8 @@ def _first_line(error: Exception) -> str:
 def _end(what: str) -> NoReturn:
     """Out at once: the main thread may be waiting for the dead one, and could not be told."""
     print(
-        f"eenet: {what}: start all processes again, and training goes on from its last checkpoint",
+        f"eenet: {what}: start all processes again, and training goes on from its last"
+        " checkpoint, or begins anew where it has none",
         file=sys.stderr,
         flush=True,
     )

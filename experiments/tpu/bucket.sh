@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# Once: a bucket whose folders can be renamed in one step, which checkpoints rely on.
+# Once, and again to copy what was prepared since: a bucket whose folders can be renamed in one step, which checkpoints rely on.
 set -euo pipefail
 . "$(dirname "$0")/settings.sh"
-gcloud storage buckets create "gs://$BUCKET" --project "$PROJECT" --location "${ZONE%-*}" \
-  --uniform-bucket-level-access --enable-hierarchical-namespace
-# The prepared set, made on any machine by `eenet data prepare … --data-dir data`.
-gcloud storage rsync --recursive data "gs://$BUCKET/data"
+: "${BUCKET:?the name of your bucket, without gs://}"
+# The prepared sets, made on any machine by `eenet data prepare`, in the repository's data/ or elsewhere.
+: "${DATA:=$(dirname "$0")/../../data}"
+[ -d "$DATA" ] || { echo "there is no folder '$DATA': prepare a data set, or give DATA" >&2; exit 2; }
+gcloud storage buckets describe "gs://$BUCKET" >/dev/null 2>&1 ||
+  gcloud storage buckets create "gs://$BUCKET" --project "$PROJECT" --location "${ZONE%-*}" \
+    --uniform-bucket-level-access --enable-hierarchical-namespace
+gcloud storage rsync --recursive "$DATA" "gs://$BUCKET/data"

@@ -2,6 +2,8 @@
 # On every host: the bucket as a folder, and this repository with the TPU's JAX.
 set -euo pipefail
 . "$(dirname "$0")/settings.sh"
+: "${BUCKET:?the name of your bucket, without gs://}"
+: "${REPOSITORY:?where this repository is cloned from}"
 on_all_hosts "
   set -e
   command -v gcsfuse >/dev/null || { echo 'install gcsfuse first: docs/tpu.md'; exit 1; }

@@ -1,6 +1,7 @@
-# What the other scripts use; every value can be given in the environment instead.
+# What the other scripts use; every value can be given in the environment instead. BUCKET, the
+# name of your bucket without gs://, and REPOSITORY, where this one is cloned from, are asked for by
+# the scripts that use them.
 : "${PROJECT:?your Google Cloud project}"
-: "${BUCKET:?the name of your bucket, without gs://}"
 : "${ZONE:=us-west4-a}"
 : "${NAME:=eenet}"
 # v5litepod-8 is one host of eight v5e chips, v5litepod-256 the 16x16 slice of 32 hosts.
@@ -11,7 +12,6 @@
 : "${PYTHON:=python3.11}"
 # A branch, a commit or a tag of this repository.
 : "${REVISION:=main}"
-: "${REPOSITORY:?where this repository is cloned from}"
 
 on_all_hosts() {
   gcloud compute tpus tpu-vm ssh "$NAME" --project "$PROJECT" --zone "$ZONE" --worker=all \

@@ -4,6 +4,8 @@ set -euo pipefail
 . "$(dirname "$0")/settings.sh"
 # Where one host trains already, none begins; the log ends with the exit status.
 on_all_hosts "
+  # Without it, every host would have checkpoints of its own.
+  mountpoint -q bucket || { echo 'the bucket is not mounted: run install.sh' >&2; exit 1; }
   cd eenet_jax
   if [ -e train.pid ] && kill -0 \$(cat train.pid) 2>/dev/null; then
     echo \"training already, as process \$(cat train.pid)\" >&2; exit 1

@@ -1,6 +1,7 @@
 """The largest batch is found in few compilations; a report says what to change."""
 
 import dataclasses
+import math
 
 import pytest
 from tiny_run import tiny_config
@@ -8,6 +9,7 @@ from tiny_run import tiny_config
 from eenet_jax.artifacts import read_json
 from eenet_jax.errors import InputError
 from eenet_jax.scale import compile as scale
+from eenet_jax.scale import measured
 from eenet_jax.scale.chips import CHIPS
 from eenet_jax.scale.expected import expected_bytes
 from eenet_jax.scale.measured import Compiled, compile_program
@@ -93,6 +95,34 @@ def test_what_does_not_fit_says_what_to_change(tmp_path, name, changes):
     assert not written["fits"]
     assert written["programs"][name]["flops"] is None
     assert written["programs"][name]["memory_bytes"] == 3e10
+
+
+def test_of_what_repeats_no_rate_is_told():
+    program = Compiled(
+        name="train_step", samples=64, compile_seconds=1.0, memory_bytes=1e9, fits=True,
+        flops=1e9, bytes_accessed=1e9,
+    )  # fmt: skip
+    assert "samples/s" in "".join(scale._described(program, CHIP))
+    repeating = "".join(scale._described(dataclasses.replace(program, loops=1), CHIP))
+    assert "1 loops, their bodies counted once" in repeating
+    assert "samples/s" not in repeating
+
+
+@pytest.mark.parametrize(
+    ("complaint", "gigabytes", "words"),
+    [
+        ("Used 24.5G of 15.75G hbm. Exceeded hbm capacity by 8.75G.", 24.5 * 1.073741824, "26.31"),
+        ("allocation (49.64G) exceeds the memory", 49.64 * 1.073741824, "53.30"),
+        ("no room", math.nan, "too many"),
+    ],
+)
+def test_what_does_not_fit_is_as_large_as_the_compiler_says(complaint, gigabytes, words):
+    found = measured._wanted_bytes(complaint)
+    assert found / 1e9 == pytest.approx(gigabytes, nan_ok=True)
+    program = Compiled(
+        name="solver", samples=0, compile_seconds=1.0, memory_bytes=found, fits=False
+    )
+    assert f"solver: {words} GB a chip, which does not fit" in scale._described(program, CHIP)[0]
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -222,6 +222,18 @@ def test_processes_with_different_settings_end(job):
     assert "fsdp is 2 in process 1 and 1 in process 0" in said
 
 
+@pytest.mark.slow
+def test_processes_that_do_not_see_one_folder_end_before_they_train(job, tmp_path):
+    # What a host without the shared file system would write, nobody would find again.
+    apart = job(2)
+    apart.start("--out", tmp_path / "elsewhere")
+    for status, said in apart.end():
+        assert status == 2
+        assert "in process 1 is not the folder of process 0: give --out" in said.splitlines()[-1]
+    assert not (tmp_path / "elsewhere").exists()
+    assert list(apart.out.iterdir()) == []
+
+
 SLOW_END = '''
 
 import time
