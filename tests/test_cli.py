@@ -13,9 +13,12 @@ from tiny_run import SOURCE, write_run
 
 import eenet_jax
 from eenet_jax import cli
+from eenet_jax.errors import InputError
+from eenet_jax.training import processes
 from eenet_jax.types import ExitPredictions
 
 COSTS = (1.0, 2.5, 4.0)
+SECOND_OF_TWO = ("--num-processes", "2", "--process-id", "1")
 OPTIONS = {
     "data": ["--from", "--data-dir", "list", "prepare"],
     "compile": ["--topology", "--batch", "--fsdp", "--out"],
@@ -311,29 +314,11 @@ def test_fit_refuses_bad_options(capsys, folder, tmp_path, monkeypatch, changes,
         (["train", "tiny.py", "--fsdp", "3"], "fsdp is 3, of 2 devices: give one of 1, 2"),
         (["train", "tiny.py", "--process-id", "0"], "coordinator is missing"),
         (
-            [
-                "train",
-                "tiny.py",
-                "--coordinator",
-                "localhost:99999",
-                "--num-processes",
-                "2",
-                "--process-id",
-                "0",
-            ],
+            ["train", "tiny.py", "--coordinator", "localhost:99999", *SECOND_OF_TWO],
             "give a port from 1 to 65535",
         ),
         (
-            [
-                "train",
-                "tiny.py",
-                "--coordinator",
-                "h:1",
-                "--num-processes",
-                "2",
-                "--process-id",
-                "2",
-            ],
+            ["train", "tiny.py", "--coordinator", "h:1", *SECOND_OF_TWO, "--process-id", "2"],
             "process_id is 2: give a number from 0 to 1",
         ),
         (["train", "tiny.py", "--seed"], "--seed"),
@@ -454,3 +439,9 @@ def test_output_that_nobody_reads_on_ends_without_a_word():
         running.stdout.close()
         assert running.stderr.read() == b""
     assert running.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_first_process_that_has_no_address_is_named(monkeypatch):
+    monkeypatch.setattr(processes, "SEEN_SECONDS", 0)
+    with pytest.raises(InputError, match=r"'nowhere\.invalid' has no address here"):
+        processes._check_address("nowhere.invalid:1234")

@@ -241,7 +241,8 @@ def _described(program: Compiled, chip: Chip) -> list[str]:
         return [f"{head}, which does not fit: {program.trouble}"]
     bounds = program.bound_seconds(chip)
     limit = max(bounds, key=lambda name: bounds[name])
-    repeats = f" ({program.loops} loops, their bodies counted once)" if program.loops else ""
+    loops = "a loop, its body" if program.loops == 1 else f"{program.loops} loops, their bodies"
+    repeats = f" ({loops} counted once)" if program.loops else ""
     lines = [
         f"{head}, {program.flops / 1e9:,.1f} GFLOP, {program.bytes_accessed / 1e9:,.2f} GB of"
         f" memory traffic ({program.intensity:.1f} FLOP a byte){repeats}, compiled in"

@@ -13,12 +13,7 @@ from eenet_jax.training import losses
 from eenet_jax.training.correctness import correctness
 from eenet_jax.training.sharding import AXES, Layout
 from eenet_jax.training.state import TrainState
-from eenet_jax.training.weight_shards import (
-    as_shards,
-    gathered,
-    values_of,
-    whole_added_up,
-)
+from eenet_jax.training.weight_shards import as_shards, gathered, values_of, whole_added_up
 from eenet_jax.types import Array, PyTree
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Once, and again to copy what was prepared since: a bucket whose folders can be renamed in one step, which checkpoints rely on.
+# Once, and again to copy what was prepared since: a bucket whose folders can be renamed in one
+# step, which checkpoints rely on.
 set -euo pipefail
 . "$(dirname "$0")/settings.sh"
 : "${BUCKET:?the name of your bucket, without gs://}"
-# The prepared sets, made on any machine by `eenet data prepare`, in the repository's data/ or elsewhere.
+# The prepared sets, made on any machine by `eenet data prepare`: the repository's data/, or another.
 : "${DATA:=$(dirname "$0")/../../data}"
 [ -d "$DATA" ] || { echo "there is no folder '$DATA': prepare a data set, or give DATA" >&2; exit 2; }
 gcloud storage buckets describe "gs://$BUCKET" >/dev/null 2>&1 ||

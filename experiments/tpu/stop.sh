@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "$0")/settings.sh"
 on_all_hosts "
-  cd eenet_jax
+  cd eenet_jax || exit
   kill -TERM \$(cat train.pid) 2>/dev/null || { echo 'not training' >&2; exit 0; }
   while kill -0 \$(cat train.pid) 2>/dev/null; do sleep 1; done
   sleep 1; tail -n 1 train.log

@@ -104,7 +104,7 @@ def test_of_what_repeats_no_rate_is_told():
     )  # fmt: skip
     assert "samples/s" in "".join(scale._described(program, CHIP))
     repeating = "".join(scale._described(dataclasses.replace(program, loops=1), CHIP))
-    assert "1 loops, their bodies counted once" in repeating
+    assert "(a loop, its body counted once)" in repeating
     assert "samples/s" not in repeating
 
 
