@@ -2,6 +2,7 @@
 
 import atexit
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.connection
@@ -74,7 +75,7 @@ class ReadAhead(grain.DatasetIterator[Batch]):
             raise
         except BaseException:
             # Ctrl-C; to close waits for what the processes are at.
-            threading.Thread(target=running.close, daemon=True).start()
+            threading.Thread(target=_abandon, args=(running,), daemon=True).start()
             raise
         self._running = running
         return batch
@@ -131,6 +132,12 @@ def _answer(answer: concurrent.futures.Future[Batch], batches: Iterator[Batch]) 
         answer.set_result(next(batches))
     except BaseException as error:
         answer.set_exception(error)
+
+
+def _abandon(running: grain.DatasetIterator[Batch]) -> None:
+    # Grain complains where it is still beginning, or ends at the same time by itself.
+    with contextlib.suppress(Exception):
+        running.close()
 
 
 def _end_with_parent() -> None:

@@ -205,6 +205,7 @@ def test_sigterm_is_the_main_processs_and_workers_end_with_it(tmp_path, how, sta
 
 
 WAITING = """
+import signal
 import time
 import numpy as np
 from eenet_jax.data.read_ahead import ReadAhead
@@ -214,6 +215,8 @@ def batch(number):
     return {"x": np.full(4, number)}
 
 if __name__ == "__main__":
+    # What a shell starts in the background begins with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     batches = ReadAhead(batch, 1000, 2)
     print("waiting", flush=True)
     began = time.monotonic()
