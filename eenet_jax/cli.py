@@ -96,7 +96,7 @@ class Train:
 class Compile:
     """Say what a run would take on a TPU slice that one hasn't got, by compiling it for that.
 
-    The exit status is 1 where it does not fit.
+    The exit status is 3 where it does not fit.
 
     The config's settings can be changed as for `eenet train`, e.g. --training.micro-batches 4;
     `eenet train CONFIG --settings` lists them.
@@ -119,7 +119,12 @@ class Compile:
     def __call__(self, overrides: Sequence[str]) -> None:
         """Run the verb, with further options for the config."""
         from eenet_jax.artifacts import check_folder
-        from eenet_jax.scale.compile import compile_run, describe, write_report
+        from eenet_jax.scale.compile import (
+            TOO_LARGE_STATUS,
+            compile_run,
+            describe,
+            write_report,
+        )
 
         if self.out:
             check_folder(self.out.parent)
@@ -133,7 +138,7 @@ class Compile:
         if self.out:
             write_report(report, self.out)
         if not report.fits:
-            sys.exit(1)
+            sys.exit(TOO_LARGE_STATUS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,18 +23,20 @@ class InputError(ValueError):
 def told_in_one_line(program: str) -> Iterator[None]:
     """Bad input ends the program with a line on stderr and status 2, and Ctrl-C with one and 130.
 
-    Where whoever reads its output has enough (`| head`), it ends without a word, with status 141.
+    Where whoever reads its output has enough (`| head`), it ends without a word: with status 141
+    where it had more to say, else with its own.
 
     Args:
       program: Its name, which the line begins with.
     """
+    closed = False
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            closed = _drop_what_nobody_reads()
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not closed:
             raise
         sys.exit(128 + signal.SIGPIPE)
     except InputError as error:
@@ -49,14 +51,21 @@ def told_in_one_line(program: str) -> Iterator[None]:
         sys.exit(128 + signal.SIGINT)
 
 
-def _nobody_reads() -> bool:
-    """Whether the standard output is closed at its other end; if so, the rest of it is dropped."""
+def _drop_what_nobody_reads() -> bool:
+    """Whether the standard output is closed at its other end; then what is left for it is dropped.
+
+    Python would try it again as it ends, complain, and end with a status of its own.
+    """
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):
+        # There is none, or it is no file.
+        return False
     asked = select.poll()
-    asked.register(sys.stdout.fileno(), select.POLLOUT)
+    asked.register(descriptor, select.POLLOUT)
     if not any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0)):
         return False
-    # What is left would be tried again, and complained of, as the interpreter ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
     return True
 
 

@@ -1,5 +1,6 @@
 """The command line: help, what bad input gets (one line, status 2, nothing written), and `fit`."""
 
+import contextlib
 import csv
 import json
 import signal
@@ -9,11 +10,13 @@ import sys
 import numpy as np
 import pytest
 from synthetic_exits import synthetic
-from tiny_run import SOURCE, write_run
+from tiny_run import SOURCE, tiny_config, write_run
 
 import eenet_jax
 from eenet_jax import cli
 from eenet_jax.errors import InputError
+from eenet_jax.scale import compile as scale
+from eenet_jax.scale.measured import Compiled
 from eenet_jax.training import processes
 from eenet_jax.types import ExitPredictions
 
@@ -441,7 +444,30 @@ def test_output_that_nobody_reads_on_ends_without_a_word():
     assert running.returncode == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize(("fits", "status"), [(True, 0), (False, 3)])
+def test_what_does_not_fit_a_slice_has_a_status_of_its_own(
+    tmp_path, monkeypatch, capsys, fits, status
+):
+    program = Compiled(
+        name="solver", samples=0, compile_seconds=1.0, memory_bytes=3e10, fits=fits,
+        flops=1e9, bytes_accessed=1e9,
+    )  # fmt: skip
+    report = scale.SliceReport(
+        topology="v5e:2x2", devices=4, fsdp=1, batch_size=64, config=tiny_config(),
+        programs={"solver": program}, weight_bytes=4, versions={},
+    )  # fmt: skip
+    monkeypatch.setattr(scale, "compile_run", lambda *given, **options: report)
+    out = tmp_path / "slice.json"
+    command = ["compile", "digits_cnn", "--topology", "v5e:2x2", "--out", str(out)]
+    with contextlib.nullcontext() if fits else pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert (stop.value.code if stop else 0) == status
+    assert json.loads(out.read_text())["fits"] == fits
+    assert ("does not fit" in capsys.readouterr().out) != fits
+
+
 def test_a_first_process_that_has_no_address_is_named(monkeypatch):
     monkeypatch.setattr(processes, "SEEN_SECONDS", 0)
-    with pytest.raises(InputError, match=r"'nowhere\.invalid' has no address here"):
-        processes._check_address("nowhere.invalid:1234")
+    for host in ("nowhere.invalid", "a..b"):
+        with pytest.raises(InputError, match=f"'{host}' has no address here"):
+            processes._check_address(f"{host}:1234")

@@ -23,6 +23,8 @@ from eenet_jax.training.network import build_network
 from eenet_jax.training.sharding import Layout, make_layout
 
 LARGEST = "largest"
+TOO_LARGE_STATUS = 3
+"""Of `eenet compile`, where something doesn't fit."""
 MOST_SAMPLES_A_CHIP = 4096
 FIRST_TRIED = 8
 """Samples a chip."""
@@ -109,7 +111,8 @@ class SliceReport:
         if program.fits:
             described["intensity"] = program.intensity
             described["sent"] = program.sent
-            described["bound_seconds"] = program.bound_seconds(self.chip)
+            bounds = program.bound_seconds(self.chip) if program.whole else None
+            described["bound_seconds"] = bounds
         # What a program takes that doesn't fit is not known, and NaN is no JSON.
         floats = {name: value for name, value in described.items() if isinstance(value, float)}
         unknown = [name for name, value in floats.items() if math.isnan(value)]
@@ -239,25 +242,26 @@ def _described(program: Compiled, chip: Chip) -> list[str]:
     head = f"{program.name}: {_gigabytes(program, 2)} a chip"
     if not program.fits:
         return [f"{head}, which does not fit: {program.trouble}"]
-    bounds = program.bound_seconds(chip)
-    limit = max(bounds, key=lambda name: bounds[name])
     loops = "a loop, its body" if program.loops == 1 else f"{program.loops} loops, their bodies"
     repeats = f" ({loops} counted once)" if program.loops else ""
     lines = [
         f"{head}, {program.flops / 1e9:,.1f} GFLOP, {program.bytes_accessed / 1e9:,.2f} GB of"
         f" memory traffic ({program.intensity:.1f} FLOP a byte){repeats}, compiled in"
         f" {program.compile_seconds:.0f} s",
-        f"  at best {1e3 * bounds[limit]:.2f} ms, bound by {limit} ("
-        + ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in bounds.items())
-        + ")",
     ]
-    # Of what repeats, the time is of one turn, but the samples are of all.
-    if program.samples and not program.loops:
-        rate = program.samples / bounds[limit]
-        lines[-1] += f": {rate:,.0f} samples/s"
+    if program.whole:
+        lines.append(_bound(program, chip))
     for kind, (count, total) in program.by_kind().items():
         lines.append(f"  {count} {kind}: {total / 1e6:,.3f} MB a chip")
     return lines
+
+
+def _bound(program: Compiled, chip: Chip) -> str:
+    bounds = program.bound_seconds(chip)
+    limit = max(bounds, key=lambda name: bounds[name])
+    each = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in bounds.items())
+    rate = f": {program.samples / bounds[limit]:,.0f} samples/s" if program.samples else ""
+    return f"  at best {1e3 * bounds[limit]:.2f} ms, bound by {limit} ({each}){rate}"
 
 
 def _gigabytes(program: Compiled, digits: int) -> str:

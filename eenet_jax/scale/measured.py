@@ -26,8 +26,8 @@ class Compiled:
       flops: Of a device, as the compiler counts them.
       bytes_accessed: In a device's memory, likewise.
       collectives: What it sends to other devices.
-      loops: That it has. The compiler counts their bodies once, however often they run, and so do
-        operations, bytes and collectives here.
+      loops: That it has. The compiler counts their bodies once, however often they run: the
+        operations, bytes and collectives in them.
       trouble: The compiler's first line where it doesn't fit.
     """
 
@@ -45,7 +45,7 @@ class Compiled:
     def bound_seconds(self, chip: Chip) -> dict[str, float]:
         """The least time by each of the chip's limits; the greatest of them is the roofline's.
 
-        Links work both ways at once. What a loop repeats is counted once: see `loops`.
+        Links work both ways at once. It is one only where the program is counted `whole`.
 
         Source: Williams et al. 2009, "Roofline".
         """
@@ -54,6 +54,11 @@ class Compiled:
             "memory": self.bytes_accessed / chip.memory_bytes_per_s,
             "links": self.sent / (chip.link_bytes_per_s / 2),
         }
+
+    @property
+    def whole(self) -> bool:
+        """Whether all is counted as often as it runs: there are no loops."""
+        return self.loops == 0
 
     @property
     def sent(self) -> float:

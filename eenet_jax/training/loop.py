@@ -193,7 +193,12 @@ class _Trainer:
 
     def _stop(self, checkpoints: Checkpoints, step: int) -> NoReturn:
         checkpoints.wait()
-        say(f"stopped by SIGTERM and saved after step {step}: the same command goes on from there")
+        # The signal may have ended who reads it.
+        with contextlib.suppress(BrokenPipeError):
+            say(
+                f"stopped by SIGTERM and saved after step {step}: the same command goes on from"
+                " there"
+            )
         raise Preempted
 
     def _log_training(self, log: MetricsLog, window: Window, step: int, seconds: float) -> None:

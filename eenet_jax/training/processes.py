@@ -18,6 +18,7 @@ import numpy as np
 from jax._src import distributed
 from jax.experimental import multihost_utils
 
+from eenet_jax.artifacts import write_text
 from eenet_jax.errors import InputError, told_in_one_line
 from eenet_jax.training.watch import Watch
 
@@ -117,19 +118,21 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
         raise InputError(
             f"coordinator is '{coordinator}': give HOST:PORT, such as 10.0.0.2:1234, of process 0"
         )
+    if coordinator is not None and not 0 < int(coordinator.rpartition(":")[2]) < 2**16:
+        raise InputError(f"coordinator is '{coordinator}': give a port from 1 to {2**16 - 1}")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise InputError(
             f"process_id is {process_id}: give a number from 0 to {num_processes - 1}, for"
             f" num_processes is {num_processes}"
         )
     if coordinator is not None:
-        _check_address(coordinator)
         print(
             f"process {process_id} of {num_processes}: waiting for the others, who meet at"
             f" {coordinator}, for {JOIN_SECONDS} s at most",
             file=sys.stderr,
             flush=True,
         )
+        _check_address(coordinator)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -148,19 +151,17 @@ def _join(coordinator: str | None, num_processes: int | None, process_id: int | 
 
 def _check_address(coordinator: str) -> None:
     host, _, port = coordinator.rpartition(":")
-    if not 0 < int(port) < 2**16:
-        raise InputError(f"coordinator is '{coordinator}': give a port from 1 to {2**16 - 1}")
     until = time.monotonic() + SEEN_SECONDS
     while True:
         try:
             socket.getaddrinfo(host.strip("[]"), int(port))
             return
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             # A cluster may start a process before it knows the first one's name.
-            if time.monotonic() > until:
+            if isinstance(error, UnicodeError) or time.monotonic() > until:
                 raise InputError(
                     f"coordinator is '{coordinator}', and '{host}' has no address here"
-                    f" ({error.strerror}): give the name or the address of process 0's host"
+                    f" ({error}): give the name or the address of process 0's host"
                 ) from None
         time.sleep(1)
 
@@ -172,21 +173,23 @@ def check_shared(folder: Path) -> None:
       folder: Made where it is not there.
 
     Raises:
-      InputError: in all of them, where one doesn't.
+      InputError: one doesn't, or the first one can't write there. It is raised in all of them,
+        if none is ended before by another's.
     """
     if jax.process_count() == 1:
         return
     token = folder / f".seen-{of_first(time.time_ns() % 2**31)}"
     if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        token.touch()
-    synchronise("the run's folder is there")
-    until = time.monotonic() + SEEN_SECONDS
-    while not (seen := token.exists()) and time.monotonic() < until:
-        time.sleep(1)
-    blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.asarray(seen))))
-    if is_first():
-        token.unlink()
+        write_text(token, "")
+    try:
+        synchronise("the run's folder is there")
+        until = time.monotonic() + SEEN_SECONDS
+        while not (seen := token.exists()) and time.monotonic() < until:
+            time.sleep(1)
+        blind = np.flatnonzero(~np.ravel(multihost_utils.process_allgather(np.asarray(seen))))
+    finally:
+        if is_first():
+            token.unlink(missing_ok=True)
     if len(blind):
         raise InputError(
             f"'{folder}' in process {', '.join(map(str, blind))} is not the folder of process 0:"

@@ -19,7 +19,7 @@ from typing import Any
 
 from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.config import find_config
-from eenet_jax.errors import told_in_one_line
+from eenet_jax.errors import InputError, told_in_one_line
 from eenet_jax.report.report import update_readme
 from eenet_jax.scale.compile import LARGEST, SliceReport, compile_run, describe
 from eenet_jax.scale.expected import expected_bytes
@@ -58,6 +58,10 @@ def compiled(case: str) -> tuple[SliceReport, dict[str, Any]]:
     size = batch[0] if batch else LARGEST
     report = compile_run(find_config(name), f"{chip}:{shape}", batch=size, fsdp=int(fsdp))
     step = report.programs["train_step"]
+    if not step.whole:
+        raise InputError(
+            f"{name} repeats what is counted once: give a config without micro-batches"
+        )
     layout = make_layout(int(fsdp), topology_devices(report.topology))
     expected = expected_bytes(RunPrograms(config=report.config, layout=layout))
     bounds = step.bound_seconds(report.chip)

@@ -4,7 +4,9 @@ set -euo pipefail
 . "$(dirname "$0")/settings.sh"
 on_all_hosts "
   cd eenet_jax || exit
-  kill -TERM \$(cat train.pid) 2>/dev/null || { echo 'not training' >&2; exit 0; }
+  [ -e train.pid ] || { echo 'nothing was trained here' >&2; exit 1; }
+  # Who is reached late may have stopped with the others.
+  kill -TERM \$(cat train.pid) 2>/dev/null || echo 'no longer training; the log ends with:'
   while kill -0 \$(cat train.pid) 2>/dev/null; do sleep 1; done
   sleep 1; tail -n 1 train.log
 "

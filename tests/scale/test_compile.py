@@ -97,7 +97,7 @@ def test_what_does_not_fit_says_what_to_change(tmp_path, name, changes):
     assert written["programs"][name]["memory_bytes"] == 3e10
 
 
-def test_of_what_repeats_no_rate_is_told():
+def test_of_what_repeats_no_least_time_is_told():
     program = Compiled(
         name="train_step", samples=64, compile_seconds=1.0, memory_bytes=1e9, fits=True,
         flops=1e9, bytes_accessed=1e9,
@@ -105,6 +105,7 @@ def test_of_what_repeats_no_rate_is_told():
     assert "samples/s" in "".join(scale._described(program, CHIP))
     repeating = "".join(scale._described(dataclasses.replace(program, loops=1), CHIP))
     assert "(a loop, its body counted once)" in repeating
+    assert "at best" not in repeating
     assert "samples/s" not in repeating
 
 

@@ -227,9 +227,10 @@ def test_processes_that_do_not_see_one_folder_end_before_they_train(job, tmp_pat
     # What a host without the shared file system would write, nobody would find again.
     apart = job(2)
     apart.start("--out", tmp_path / "elsewhere")
-    for status, said in apart.end():
-        assert status == 2
-        assert "in process 1 is not the folder of process 0: give --out" in said.splitlines()[-1]
+    ended = apart.end()
+    # Who hears of the other's end first ends by that.
+    assert set(statuses(ended)) in ({2}, {2, watch.EXIT_STATUS})
+    assert all("in process 1 is not the folder of process 0" in said for _, said in ended)
     assert not (tmp_path / "elsewhere").exists()
     assert list(apart.out.iterdir()) == []
 

@@ -114,6 +114,15 @@ def test_accumulated_parts_give_the_curve_of_the_whole_batch_without_batchnorm()
     assert_same(others, whole, 1e-9)
 
 
+def test_gradients_of_parts_are_added_up_over_devices():
+    few = {"training": PARTS, "steps": 4}
+    one, *others = alone(
+        [{"devices": 1, **few}, {"devices": 2, **few}, {"devices": 2, "fsdp": 2, **few}]
+    )
+    assert_same(others, one, 1e-9)
+    assert one[-1] != one[0]
+
+
 @pytest.mark.slow
 def test_samples_drop_the_same_on_whatever_device_they_lie():
     dropping = {"network": "dropping", "training": {**PARTS, **REMATERIALISED}}
