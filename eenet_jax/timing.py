@@ -49,25 +49,30 @@ def measure(run: Callable[[], Any], repeats: int = 7, limit_s: float = math.inf)
 
 
 def measure_in_turn(
-    runs: Mapping[str, Callable[[], object]], repeats: int = 7
+    runs: Mapping[str, Callable[[], object]], repeats: int = 7, limit_s: float = math.inf
 ) -> dict[str, Timing]:
     """Time several calls beside one another, turn by turn, after a turn that warms up.
 
     Args:
       runs: The calls, by name; each returns when its work is done, and not before.
       repeats: Timed turns.
+      limit_s: Seconds of timed turns after which none begins.
 
     Raises:
       InputError: `repeats` is not positive.
     """
     _check_repeats(repeats)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
+    for run in runs.values():
+        run()
+    began = time.perf_counter()
+    for turn in range(repeats):
+        if turn and time.perf_counter() - began > limit_s:
+            break
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {name: _timing(taken) for name, taken in seconds.items()}
 
 

@@ -49,10 +49,13 @@ class Measurement:
       median_seconds: Of the passes.
       spread_seconds: Slowest minus fastest pass.
       repeats: Timed passes.
-      speedup: Full network's median over this one's.
+      speedup: What the full network takes over what this takes, the median over the passes. What
+        the full network takes at a pass lies between its passes before and after: a machine's
+        speed changes, and both feel it alike.
       ideal_speedup: T_full / T_ideal, T_ideal being T_full times `ideal_share`: the sum over
         stages of the stage's part of the summed stage times and the share that reaches it.
-      realised_over_ideal: (T_full - T) / (T_full - T_ideal); None where nothing can be saved.
+      realised_over_ideal: (T_full - T) / (T_full - T_ideal), T_full / T being `speedup`; None
+        where nothing can be saved.
       p50_ms: Of samples, from being handed over to being answered: the whole batch's time, and
         for a stream each sample's own.
       p95_ms: Likewise.
@@ -92,6 +95,7 @@ class _Timed:
       picked: See `Measurement`.
       exits: Where samples left in the first pass, which warms up.
       seconds: Of each timed pass.
+      middles: When half of each was over.
       waits: Of each sample in each timed pass, in seconds.
     """
 
@@ -99,7 +103,16 @@ class _Timed:
     picked: str = ""
     exits: np.ndarray | None = None
     seconds: list[float] = dataclasses.field(default_factory=list)
+    middles: list[float] = dataclasses.field(default_factory=list)
     waits: list[np.ndarray] = dataclasses.field(default_factory=list)
+
+    def time_a_pass(self) -> None:
+        """Run it once more."""
+        began = time.perf_counter()
+        _, waits = self.run()
+        self.seconds.append(time.perf_counter() - began)
+        self.middles.append(began + self.seconds[-1] / 2)
+        self.waits.append(waits)
 
 
 def check_strategies(names: Sequence[str]) -> None:
@@ -181,11 +194,10 @@ class Bench:
             each.exits, _ = each.run()
         for _ in range(self.repeats):
             for each in timed.values():
-                began = time.perf_counter()
-                _, waits = each.run()
-                each.seconds.append(time.perf_counter() - began)
-                each.waits.append(waits)
-        full = statistics.median(timed["full"].seconds)
+                each.time_a_pass()
+        # Once more, so that every pass lies between two of them.
+        full = timed["full"]
+        full.time_a_pass()
         wanted = policy.decide(self.probs, self.measures)
         return [self._measurement(policy, name, each, full, wanted) for name, each in timed.items()]
 
@@ -286,8 +298,12 @@ class Bench:
                 found[leaf.shape] = x
         return list(found.values())
 
-    def _measurement(self, policy, name, timed: _Timed, full, wanted) -> Measurement:
+    def _measurement(
+        self, policy: Policy, name: str, timed: _Timed, full: _Timed, wanted: np.ndarray
+    ) -> Measurement:
         median, waits = statistics.median(timed.seconds), 1e3 * np.concatenate(timed.waits)
+        beside = np.interp(timed.middles, full.middles, full.seconds)
+        relative = float(np.median(timed.seconds / beside))
         adaptive, exits = name not in REFERENCES, np.asarray(timed.exits)
         rates = np.bincount(exits, minlength=policy.num_exits) / self.samples
         assert self.latency is not None
@@ -301,10 +317,10 @@ class Bench:
             samples_per_second=self.samples / median,
             median_seconds=median,
             spread_seconds=max(timed.seconds) - min(timed.seconds),
-            repeats=self.repeats,
-            speedup=full / median,
+            repeats=len(timed.seconds),
+            speedup=1 / relative,
             ideal_speedup=1 / share,
-            realised_over_ideal=_ratio(full - median, full * (1 - share)) if adaptive else None,
+            realised_over_ideal=_ratio(1 - relative, 1 - share) if adaptive else None,
             p50_ms=float(np.percentile(waits, 50)),
             p95_ms=float(np.percentile(waits, 95)),
             exit_rates=tuple(float(rate) for rate in rates),
