@@ -55,9 +55,17 @@ def test_no_sample_is_left_out(bench):
 def test_strategies_are_measured_beside_the_full_network(bench):
     measured = bench.measure(_policy(), STRATEGIES)
     assert [row.strategy for row in measured] == [*REFERENCES, *STRATEGIES]
+    full = measured[0]
+    assert full.speedup == 1.0
     for row in measured:
         assert row.samples_per_second == pytest.approx(8 / row.median_seconds)
-        assert row.speedup > 0
+        # No pass is further from the median than the spread, of this or of the full network.
+        assert row.speedup <= (full.median_seconds + full.spread_seconds) / max(
+            row.median_seconds - row.spread_seconds, 1e-9
+        )
+        assert row.speedup * (row.median_seconds + row.spread_seconds) >= (
+            full.median_seconds - full.spread_seconds
+        )
         assert row.same_exits == 1.0
         assert (row.policy, row.budget, row.device) == ("max_prob", 2.0, "some device")
         assert (row.samples, row.batch_size) == (8, 3)
