@@ -38,13 +38,15 @@ class TorchStep:
         )
         self.weights = np.asarray(losses.exit_weights("linear", network.num_exits)).tolist()
         spec = datasets.get("cifar10")
-        mean, std = (torch.tensor(each)[None, :, None, None] for each in (spec.mean, spec.std))
-        self.mean, self.std = mean, std
+        self.mean, self.std = (
+            torch.tensor(each, device=torch_networks.DEVICE)[None, :, None, None]
+            for each in (spec.mean, spec.std)
+        )
 
     def train(self, batch: Mapping[str, np.ndarray]) -> float:
         """One step; its loss."""
         images = torch_networks.torch_input(batch["image"], channels_last=self.channels_last)
-        labels = torch.tensor(batch["label"], dtype=torch.long)
+        labels = torch.tensor(batch["label"], dtype=torch.long).to(torch_networks.DEVICE)
         x = (images.float() / 255 - self.mean) / self.std
         entropy = torch.nn.functional.cross_entropy
         logits = self.twin.full(x)
@@ -53,3 +55,7 @@ class TorchStep:
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
+
+    def peak_bytes(self) -> int:
+        """Of the GPU's memory, so far."""
+        return torch.cuda.max_memory_allocated()

@@ -90,6 +90,10 @@ class Ours:
         self.state, metrics = self.step(self.state, self.layout.placed(batch, self.size))
         return float(metrics["loss"])
 
+    def peak_bytes(self) -> int:
+        """Of the accelerator's memory, so far."""
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+
 
 def random_batch(size: int) -> dict[str, np.ndarray]:
     draw = np.random.default_rng(0)
@@ -137,11 +141,12 @@ def serve(name: str, config: ExperimentConfig) -> None:
     batch = random_batch(config.data.batch_size)
     ours = Ours(config)
     trainer = ours if name == "ours" else _torch(ours, config, LAYOUTS[name])
-    before = _memory_bytes("VmRSS")
+    on_a_cpu, before = jax.default_backend() == "cpu", _memory_bytes("VmRSS")
     for _ in sys.stdin:
         began = time.perf_counter()
         loss = trainer.train(batch)
-        seconds, peak = time.perf_counter() - began, _memory_bytes("VmHWM") - before
+        seconds = time.perf_counter() - began
+        peak = _memory_bytes("VmHWM") - before if on_a_cpu else trainer.peak_bytes()
         print(json.dumps({"loss": loss, "seconds": seconds, "peak_bytes": peak}), flush=True)
 
 
@@ -178,7 +183,7 @@ def step_figures(names: list[str], given: argparse.Namespace) -> dict[str, dict[
 
 
 def _memory_bytes(name: str) -> int:
-    """Of this process, as Linux says: VmRSS now, VmHWM at its peak."""
+    """Of this process on a CPU, as Linux says: VmRSS now, VmHWM at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
