@@ -171,7 +171,7 @@ def largest_difference(
     """
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(jax.jit(network.apply)(variables, x))
-    with torch.inference_mode(), _highest_precision():
+    with torch.inference_mode(), highest_precision():
         theirs = torch.stack(twin.full(torch_input(x))).numpy(force=True)
     difference = float(np.abs(theirs - ours).max() / np.abs(ours).max())
     if not difference < TOLERANCE:
@@ -180,7 +180,7 @@ def largest_difference(
 
 
 @contextlib.contextmanager
-def _highest_precision() -> Iterator[None]:
+def highest_precision() -> Iterator[None]:
     """Products of float32 as such, also on GPUs that have something faster."""
     places = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]

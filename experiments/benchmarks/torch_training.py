@@ -1,5 +1,6 @@
 """The training step of a network in PyTorch, with this package's loss and optimizer."""
 
+import contextlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -55,6 +56,10 @@ class TorchStep:
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
+
+    def precisely(self) -> contextlib.AbstractContextManager:
+        """In which products are not rounded."""
+        return torch_networks.highest_precision()
 
     def peak_bytes(self) -> int:
         """Of the GPU's memory, so far."""

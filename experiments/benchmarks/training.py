@@ -19,6 +19,7 @@ figure by name.
 """
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -49,7 +50,7 @@ from eenet_jax.training.step import make_train_step
 LOSS_TOLERANCE = 1e-3
 """Of a batch's loss before and after a step on it, relative; a step changes it by far more."""
 PAUSE_SECONDS = 0.3
-WARM_STEPS = 2
+CHECKED_STEPS, WARM_STEPS = 2, 2
 LAYOUTS = {"torch_channels_last": True, "torch_contiguous": False}
 LABELS = {
     "ours": "eenet_jax",
@@ -89,6 +90,10 @@ class Ours:
         """One step; its loss."""
         self.state, metrics = self.step(self.state, self.layout.placed(batch, self.size))
         return float(metrics["loss"])
+
+    def precisely(self) -> contextlib.AbstractContextManager:
+        """In which products are not rounded."""
+        return jax.default_matmul_precision("highest")
 
     def peak_bytes(self) -> int:
         """Of the accelerator's memory, so far."""
@@ -142,9 +147,13 @@ def serve(name: str, config: ExperimentConfig) -> None:
     ours = Ours(config)
     trainer = ours if name == "ours" else _torch(ours, config, LAYOUTS[name])
     on_a_cpu, before = jax.default_backend() == "cpu", _memory_bytes("VmRSS")
-    for _ in sys.stdin:
+    for number, _ in enumerate(sys.stdin):
+        checked = number < CHECKED_STEPS and not on_a_cpu
         began = time.perf_counter()
-        loss = trainer.train(batch)
+        # A GPU rounds what it multiplies, each library in its own way: not where losses are held
+        # against one another.
+        with trainer.precisely() if checked else contextlib.nullcontext():
+            loss = trainer.train(batch)
         seconds = time.perf_counter() - began
         peak = _memory_bytes("VmHWM") - before if on_a_cpu else trainer.peak_bytes()
         print(json.dumps({"loss": loss, "seconds": seconds, "peak_bytes": peak}), flush=True)
@@ -154,7 +163,7 @@ def step_figures(names: list[str], given: argparse.Namespace) -> dict[str, dict[
     """Medians and spreads of steps in turn; raises where two don't compute the same."""
     trainers = {name: Trainer(name, given) for name in names}
     seen = {
-        name: [each.step()["loss"] for _ in ("before", "after")] for name, each in trainers.items()
+        name: [each.step()["loss"] for _ in range(CHECKED_STEPS)] for name, each in trainers.items()
     }
     before, after = seen["ours"]
     assert abs(after - before) > 10 * LOSS_TOLERANCE * before
