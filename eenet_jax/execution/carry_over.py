@@ -1,21 +1,32 @@
 """Survivors waiting between pieces of samples, inside one program.
 
 Every piece runs through the first stage; survivors are copied behind those who wait for the next
-stage, which runs as soon as a whole piece waits for it. So no stage sees padding before the end,
-nothing leaves the cache that held it, and no call is made from the host. Batches are compacted so,
-and streams.
+stage, which runs as soon as a whole piece waits for it. On a CPU, where copying costs, survivors
+stay where they are if the next stage takes pieces of the same size, and those who wait fill the
+gaps. So no stage sees padding before the end, little leaves the cache that held it, and no call is
+made from the host. Batches are compacted so, and streams.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from eenet_jax.execution.decision import Answers, Reached, advance, each_part, start
+from eenet_jax.execution.decision import Answers, Reached, advance, start
 from eenet_jax.execution.sizes import switch_sizes
+from eenet_jax.execution.waiting import (
+    Rows,
+    Waiting,
+    filled_up,
+    joined,
+    nobody,
+    oldest,
+    oldest_together,
+    without,
+)
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -24,24 +35,16 @@ NOBODY = -1
 """The exit of a place that has no answer yet."""
 
 
-class Waiting(NamedTuple):
-    """Those who wait for a stage: `count` rows from `first` on, and where they are to be answered.
-
-    After the last row comes the first one again, so that nobody has to move up.
-    """
-
-    parts: tuple[PyTree, ...]
-    places: Array
-    first: Array
-    count: Array
-
-
 class State(NamedTuple):
     """Who waits for each stage but the first, and the answers [places, …] so far."""
 
     waiting: tuple[Waiting, ...]
     logits: Array
     exits: Array
+
+    def waiting_for(self, k: int, waiting: Waiting) -> "State":
+        """With these waiting for stage k."""
+        return self._replace(waiting=(*self.waiting[: k - 1], waiting, *self.waiting[k:]))
 
 
 class CarryOver:
@@ -66,6 +69,8 @@ class CarryOver:
         self._network, self._policy = network, policy
         self._pieces, self._places = pieces, places
         self._alone = alone
+        # An accelerator moves a whole piece in little more time than some rows of it.
+        self._fill_up = jax.default_backend() == "cpu"
 
     def empty(self, variables: PyTree, x: PyTree) -> State:
         """Nobody waits, and nobody is answered.
@@ -83,7 +88,7 @@ class CarryOver:
         for k, rows in enumerate([*_rooms(self._pieces), 0]):
             forward = functools.partial(self._advance, k)
             reached, logits, _ = jax.eval_shape(forward, variables, reached)
-            waiting.append(_nobody(reached, rows))
+            waiting.append(nobody(reached, rows))
         assert logits is not None
         answers = jnp.zeros((self._places, *logits.shape[1:]), logits.dtype)
         return State(tuple(waiting[:-1]), answers, jnp.full(self._places, NOBODY, jnp.int32))
@@ -98,11 +103,9 @@ class CarryOver:
           valid: Which of them are samples; the others are filling, [piece].
           state: So far.
         """
-        parts = start(self._network, x).parts()
-        state = self._run(variables, 0, parts, places, valid, state)
-        for k in range(1, self._network.num_exits):
-            state = self._run_whole_pieces(variables, k, state)
-        return state
+        piece = Rows(start(self._network, x).parts(), places)
+        piece, stay, state = self._run(variables, 0, piece, valid, state)
+        return self._hand_on(variables, 1, piece, stay, state)
 
     def finish(self, variables: PyTree, state: State) -> State:
         """Answer everybody who waits; nothing runs where nobody does."""
@@ -110,25 +113,71 @@ class CarryOver:
             state = self._run_all(variables, k, state)
         return state
 
+    def _hand_on(self, variables: PyTree, k: int, piece: Rows, stay, state: State) -> State:
+        """Those of a piece who stay come to stage k, which runs where there are enough for it."""
+        if k == self._network.num_exits:
+            return state
+        size, alike = self._pieces[k], self._pieces[k] == self._pieces[k - 1]
+        if alike and size == 1:
+            # It stays or it leaves, and nobody waits.
+            runs = stay[0]
+        elif alike and self._fill_up:
+            runs, piece, left = filled_up(state.waiting[k - 1], piece, stay)
+            state = state.waiting_for(k, left)
+        else:
+            state = state.waiting_for(k, joined(state.waiting[k - 1], piece, stay))
+            return self._run_whole_pieces(variables, k, state)
+
+        def run(state: State) -> State:
+            after, stay, state = self._run(variables, k, piece, jnp.ones(size, bool), state)
+            return self._hand_on(variables, k + 1, after, stay, state)
+
+        return self._where(runs, run, state)
+
     def _run_whole_pieces(self, variables: PyTree, k: int, state: State) -> State:
-        """Stage k as long as a whole piece waits for it."""
-        piece = self._pieces[k]
+        """Stage k as long as a whole piece waits for it.
+
+        Pieces lie together: they are taken whole until `finish`, which leaves nobody.
+        """
+        size = self._pieces[k]
 
         def enough(state: State) -> Array:
-            return state.waiting[k - 1].count >= piece
+            return state.waiting[k - 1].count >= size
 
-        run = functools.partial(self._run_first, variables, k, piece)
-        if self._alone:
-            # A loop prepares as much for no round as for many: a third of one sample's time. Where
-            # more begin, what waits is copied less by it than by this.
-            return jax.lax.cond(enough(state), run, lambda state: state, state)
+        def run(state: State) -> State:
+            ours = state.waiting[k - 1]
+            piece, everybody = oldest_together(ours, size), jnp.ones(size, bool)
+            state = state.waiting_for(k, without(ours, size))
+            after, stay, state = self._run(variables, k, piece, everybody, state)
+            return self._hand_on(variables, k + 1, after, stay, state)
+
         return jax.lax.while_loop(enough, run, state)
+
+    def _where(self, condition: Array, run: Callable[[State], State], state: State) -> State:
+        if self._alone:
+            # A loop prepares as much for no round as for one: a third of one sample's time. Where
+            # more begin, what waits is copied less by it than by this.
+            return jax.lax.cond(condition, run, lambda state: state, state)
+        _, state = jax.lax.while_loop(
+            lambda at: at[0], lambda at: (jnp.zeros((), bool), run(at[1])), (condition, state)
+        )
+        return state
 
     def _run_all(self, variables: PyTree, k: int, state: State) -> State:
         """Stage k on everybody who waits for it, the last of them in the smallest size that holds
         them."""
         sizes = switch_sizes(self._pieces[k])
-        branches = [functools.partial(self._run_first, variables, k, size) for size in sizes]
+
+        def on(size: int, state: State) -> State:
+            ours = state.waiting[k - 1]
+            piece, valid = oldest(ours, size)
+            state = state.waiting_for(k, without(ours, size))
+            after, stay, state = self._run(variables, k, piece, valid, state)
+            if k + 1 == self._network.num_exits:
+                return state
+            return state.waiting_for(k + 1, joined(state.waiting[k], after, stay))
+
+        branches = [functools.partial(on, size) for size in sizes]
 
         def run(state: State) -> State:
             count = jnp.minimum(state.waiting[k - 1].count, sizes[-1])
@@ -136,34 +185,18 @@ class CarryOver:
 
         return jax.lax.while_loop(lambda state: state.waiting[k - 1].count > 0, run, state)
 
-    def _run_first(self, variables: PyTree, k: int, size: int, state: State) -> State:
-        """Stage k on the first `size` who wait for it.
-
-        They lie together: pieces are taken whole until a last one that leaves nobody.
-        """
-        ours = state.waiting[k - 1]
-        parts = each_part(lambda leaf, axis: _cut(leaf, axis, ours.first, size), ours.parts)
-        valid = jnp.arange(size) < ours.count
-        places = _cut(ours.places, 0, ours.first, size)
-        left = jnp.maximum(ours.count - size, 0)
-        first = jnp.where(left > 0, (ours.first + size) % ours.places.size, 0)
-        others = ours._replace(first=first, count=left)
-        waiting = (*state.waiting[: k - 1], others, *state.waiting[k:])
-        return self._run(variables, k, parts, places, valid, state._replace(waiting=waiting))
-
-    def _run(self, variables: PyTree, k: int, parts, places, valid, state: State) -> State:
-        after, said, leaves = self._advance(k, variables, parts)
+    def _run(
+        self, variables: PyTree, k: int, piece: Rows, valid, state: State
+    ) -> tuple[Rows, Array, State]:
+        """Stage k on a piece: where its samples stand then, who of them stays, and the answers."""
+        after, said, leaves = self._advance(k, variables, piece.parts)
         # Whoever stays, and what only fills up, is written nowhere.
-        target = jnp.where(valid & leaves, places, self._places)
+        target = jnp.where(valid & leaves, piece.places, self._places)
         state = state._replace(
             logits=state.logits.at[target].set(said, mode="drop"),
             exits=state.exits.at[target].set(k, mode="drop"),
         )
-        if k + 1 == self._network.num_exits:
-            return state
-        grown = _with_more(state.waiting[k], after, places, valid & ~leaves)
-        waiting = (*state.waiting[:k], grown, *state.waiting[k + 1 :])
-        return state._replace(waiting=waiting)
+        return piece._replace(parts=after), valid & ~leaves, state
 
     def _advance(self, k: int, variables: PyTree, parts: tuple[PyTree, ...]):
         after, logits, leaves = advance(self._network, self._policy, k, variables, Reached(*parts))
@@ -207,27 +240,3 @@ def _rooms(pieces: Sequence[int]) -> list[int]:
         rooms.append(-(-max(while_they_begin, at_the_end) // piece) * piece)
         coming = while_they_begin // piece * piece
     return rooms
-
-
-def _nobody(parts: tuple[PyTree, ...], rows: int) -> Waiting:
-    def room(leaf, axis: int) -> Array:
-        return jnp.zeros((*leaf.shape[:axis], rows, *leaf.shape[axis + 1 :]), leaf.dtype)
-
-    none = jnp.zeros((), jnp.int32)
-    return Waiting(each_part(room, parts), jnp.zeros(rows, jnp.int32), none, none)
-
-
-def _with_more(waiting: Waiting, parts, places, stay) -> Waiting:
-    """Those of a piece who stay, behind those who wait."""
-    rows = waiting.places.size
-    behind = (waiting.first + waiting.count + jnp.cumsum(stay) - 1) % rows
-    positions = jnp.where(stay, behind, rows)
-    return waiting._replace(
-        parts=Reached(*waiting.parts).put(Reached(*parts), positions).parts(),
-        places=waiting.places.at[positions].set(places, mode="drop"),
-        count=waiting.count + stay.sum(),
-    )
-
-
-def _cut(leaf: Array, axis: int, first: Array, count: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(leaf, first, count, axis=axis)

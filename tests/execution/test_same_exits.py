@@ -149,19 +149,20 @@ def test_jitted_strategies_agree_from_the_same_logits(name, kind, rows):
     check_agreement(policy, POOL[rows], *strategies)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize(
     "pieces", [(4,) * 2, (4,) * 3, (4,) * 4, (4,) * 5, (2, 4, 8), (8, 4, 2), (3, 2, 7, 4)], ids=str
 )
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_survivors_of_pieces_are_all_answered(pieces, data):
+def test_survivors_of_pieces_are_all_answered(pieces, backend, data):
     """Whatever waits behind the exits, however many there are, and on whatever a stage runs."""
     exits = len(pieces)
     leave = data.draw(st.lists(st.integers(0, exits - 1), min_size=13, max_size=13))
     logits = np.zeros((len(leave), exits, CLASSES), np.float32)
     for row, k in enumerate(leave):
         logits[row, k, row % CLASSES] = 9.0 + row
-    for run in _in_pieces(pieces):
+    for run in _in_pieces(pieces, backend):
         answers = run(NOTHING, logits)
         np.testing.assert_array_equal(answers.exit_index, leave)
         np.testing.assert_array_equal(answers.logits, logits[np.arange(len(leave)), leave])
@@ -175,13 +176,17 @@ def test_a_piece_is_at_least_a_sample(make):
 
 
 @functools.cache
-def _in_pieces(pieces: tuple[int, ...]):
+def _in_pieces(pieces: tuple[int, ...], backend: str):
+    """What copies samples is another for accelerators; it is traced here as for them."""
     network, policy = _sure_at(len(pieces))
     compacting = jax.jit(lambda variables, x: carried_over(network, policy, pieces, variables, x))
     stream = streamed(network, policy, batch_size=pieces[0] + 1)
+    nothing = np.zeros((13, len(pieces), CLASSES), np.float32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lane, "suitable_pieces", lambda network, variables, x: pieces)
-        stream(NOTHING, np.zeros((1, len(pieces), CLASSES), np.float32))
+        patch.setattr(jax, "default_backend", lambda: backend)
+        compacting(NOTHING, nothing)
+        stream(NOTHING, nothing[:1])
     return compacting, stream
 
 
