@@ -2,9 +2,9 @@
 
 Every piece runs through the first stage; survivors are copied behind those who wait for the next
 stage, which runs as soon as a whole piece waits for it. On a CPU, where copying costs, survivors
-stay where they are if the next stage takes pieces of the same size, and those who wait fill the
-gaps. So no stage sees padding before the end, little leaves the cache that held it, and no call is
-made from the host. Batches are compacted so, and streams.
+stay where they are if the next stage takes pieces of the same size and as many wait as have left:
+those fill the gaps. So no stage sees padding before the end, and no call is made from the host.
+Batches are compacted so, and streams.
 """
 
 import functools
@@ -18,13 +18,12 @@ from jaxtyping import Array
 from eenet_jax.execution.decision import Answers, Reached, advance, start
 from eenet_jax.execution.sizes import switch_sizes
 from eenet_jax.execution.waiting import (
-    Rows,
+    Standing,
     Waiting,
     filled_up,
     joined,
     nobody,
     oldest,
-    oldest_together,
     without,
 )
 from eenet_jax.policies.policy import Policy
@@ -42,7 +41,11 @@ class State(NamedTuple):
     logits: Array
     exits: Array
 
-    def waiting_for(self, k: int, waiting: Waiting) -> "State":
+    def waiting_for(self, k: int) -> Waiting:
+        """Who waits for stage k, 1 or a later one."""
+        return self.waiting[k - 1]
+
+    def with_waiting(self, k: int, waiting: Waiting) -> "State":
         """With these waiting for stage k."""
         return self._replace(waiting=(*self.waiting[: k - 1], waiting, *self.waiting[k:]))
 
@@ -55,7 +58,7 @@ class CarryOver:
       policy: Fitted for its exits.
       pieces: Samples that each stage runs on.
       places: For answers; samples are given theirs as they begin.
-      alone: Whether a program begins one sample and no more.
+      batch: Samples that one program begins.
     """
 
     def __init__(
@@ -64,13 +67,12 @@ class CarryOver:
         policy: Policy,
         pieces: Sequence[int],
         places: int,
-        alone: bool = False,
+        batch: int,
     ):
         self._network, self._policy = network, policy
         self._pieces, self._places = pieces, places
-        self._alone = alone
-        # An accelerator moves a whole piece in little more time than some rows of it.
-        self._fill_up = jax.default_backend() == "cpu"
+        self._batch = batch
+        self._on_a_cpu = jax.default_backend() == "cpu"
 
     def empty(self, variables: PyTree, x: PyTree) -> State:
         """Nobody waits, and nobody is answered.
@@ -85,10 +87,10 @@ class CarryOver:
         reached = jax.eval_shape(lambda x: start(self._network, x).parts(), shapes)
         waiting, logits = [], None
         # Nobody waits behind the last stage.
-        for k, rows in enumerate([*_rooms(self._pieces), 0]):
+        for k, room in enumerate([*_rooms(self._pieces), 0]):
             forward = functools.partial(self._advance, k)
             reached, logits, _ = jax.eval_shape(forward, variables, reached)
-            waiting.append(nobody(reached, rows))
+            waiting.append(nobody(reached, room))
         assert logits is not None
         answers = jnp.zeros((self._places, *logits.shape[1:]), logits.dtype)
         return State(tuple(waiting[:-1]), answers, jnp.full(self._places, NOBODY, jnp.int32))
@@ -103,36 +105,46 @@ class CarryOver:
           valid: Which of them are samples; the others are filling, [piece].
           state: So far.
         """
-        piece = Rows(start(self._network, x).parts(), places)
-        piece, stay, state = self._run(variables, 0, piece, valid, state)
-        return self._hand_on(variables, 1, piece, stay, state)
+        piece = Standing(start(self._network, x).parts(), places)
+        return self._go_on(variables, 0, piece, valid, state)
 
     def finish(self, variables: PyTree, state: State) -> State:
         """Answer everybody who waits; nothing runs where nobody does."""
         for k in range(1, self._network.num_exits):
-            state = self._run_all(variables, k, state)
+            # Nobody ever waits for pieces of one.
+            if max(self._pieces[: k + 1]) > 1:
+                state = self._run_all(variables, k, state)
         return state
 
-    def _hand_on(self, variables: PyTree, k: int, piece: Rows, stay, state: State) -> State:
+    def _fills_up(self, k: int) -> bool:
+        """Whether those who wait for stage k fill up pieces of the stage before."""
+        return self._on_a_cpu and self._pieces[k] == self._pieces[k - 1] > 1
+
+    def _go_on(self, variables: PyTree, k: int, piece: Standing, valid, state: State) -> State:
+        """Stage k on a piece, and every later one that has a whole piece by then."""
+        piece, stay, state = self._run(variables, k, piece, valid, state)
+        return self._hand_on(variables, k + 1, piece, stay, state)
+
+    def _hand_on(self, variables: PyTree, k: int, piece: Standing, stay, state: State) -> State:
         """Those of a piece who stay come to stage k, which runs where there are enough for it."""
         if k == self._network.num_exits:
             return state
-        size, alike = self._pieces[k], self._pieces[k] == self._pieces[k - 1]
-        if alike and size == 1:
+        size = self._pieces[k]
+        if self._fills_up(k):
+            soon = self._batch // size  # Within about a batch.
+            runs, piece, others = filled_up(state.waiting_for(k), piece, stay, soon)
+            state = state.with_waiting(k, others)
+        elif size == self._pieces[k - 1] == 1:
             # It stays or it leaves, and nobody waits.
             runs = stay[0]
-        elif alike and self._fill_up:
-            runs, piece, left = filled_up(state.waiting[k - 1], piece, stay)
-            state = state.waiting_for(k, left)
         else:
-            state = state.waiting_for(k, joined(state.waiting[k - 1], piece, stay))
-            return self._run_whole_pieces(variables, k, state)
+            more = joined(state.waiting_for(k), piece, stay, one_by_one=self._on_a_cpu)
+            return self._run_whole_pieces(variables, k, state.with_waiting(k, more))
 
         def run(state: State) -> State:
-            after, stay, state = self._run(variables, k, piece, jnp.ones(size, bool), state)
-            return self._hand_on(variables, k + 1, after, stay, state)
+            return self._go_on(variables, k, piece, jnp.ones(size, bool), state)
 
-        return self._where(runs, run, state)
+        return self._if(runs, run, state)
 
     def _run_whole_pieces(self, variables: PyTree, k: int, state: State) -> State:
         """Stage k as long as a whole piece waits for it.
@@ -142,19 +154,17 @@ class CarryOver:
         size = self._pieces[k]
 
         def enough(state: State) -> Array:
-            return state.waiting[k - 1].count >= size
+            return state.waiting_for(k).count >= size
 
         def run(state: State) -> State:
-            ours = state.waiting[k - 1]
-            piece, everybody = oldest_together(ours, size), jnp.ones(size, bool)
-            state = state.waiting_for(k, without(ours, size))
-            after, stay, state = self._run(variables, k, piece, everybody, state)
-            return self._hand_on(variables, k + 1, after, stay, state)
+            piece, there = oldest(state.waiting_for(k), size, together=True)
+            state = state.with_waiting(k, without(state.waiting_for(k), size))
+            return self._go_on(variables, k, piece, there, state)
 
         return jax.lax.while_loop(enough, run, state)
 
-    def _where(self, condition: Array, run: Callable[[State], State], state: State) -> State:
-        if self._alone:
+    def _if(self, condition: Array, run: Callable[[State], State], state: State) -> State:
+        if self._batch == 1:
             # A loop prepares as much for no round as for one: a third of one sample's time. Where
             # more begin, what waits is copied less by it than by this.
             return jax.lax.cond(condition, run, lambda state: state, state)
@@ -166,28 +176,28 @@ class CarryOver:
     def _run_all(self, variables: PyTree, k: int, state: State) -> State:
         """Stage k on everybody who waits for it, the last of them in the smallest size that holds
         them."""
-        sizes = switch_sizes(self._pieces[k])
+        sizes, together = switch_sizes(self._pieces[k]), not self._fills_up(k)
 
         def on(size: int, state: State) -> State:
-            ours = state.waiting[k - 1]
-            piece, valid = oldest(ours, size)
-            state = state.waiting_for(k, without(ours, size))
-            after, stay, state = self._run(variables, k, piece, valid, state)
+            piece, valid = oldest(state.waiting_for(k), size, together)
+            state = state.with_waiting(k, without(state.waiting_for(k), size))
+            piece, stay, state = self._run(variables, k, piece, valid, state)
             if k + 1 == self._network.num_exits:
                 return state
-            return state.waiting_for(k + 1, joined(state.waiting[k], after, stay))
+            more = joined(state.waiting_for(k + 1), piece, stay, one_by_one=self._on_a_cpu)
+            return state.with_waiting(k + 1, more)
 
         branches = [functools.partial(on, size) for size in sizes]
 
         def run(state: State) -> State:
-            count = jnp.minimum(state.waiting[k - 1].count, sizes[-1])
+            count = jnp.minimum(state.waiting_for(k).count, sizes[-1])
             return jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), count), branches, state)
 
-        return jax.lax.while_loop(lambda state: state.waiting[k - 1].count > 0, run, state)
+        return jax.lax.while_loop(lambda state: state.waiting_for(k).count > 0, run, state)
 
     def _run(
-        self, variables: PyTree, k: int, piece: Rows, valid, state: State
-    ) -> tuple[Rows, Array, State]:
+        self, variables: PyTree, k: int, piece: Standing, valid, state: State
+    ) -> tuple[Standing, Array, State]:
         """Stage k on a piece: where its samples stand then, who of them stays, and the answers."""
         after, said, leaves = self._advance(k, variables, piece.parts)
         # Whoever stays, and what only fills up, is written nowhere.
@@ -216,7 +226,7 @@ def carried_over(
       x: The batch [batch, …].
     """
     batch = jax.tree.leaves(x)[0].shape[0]
-    way, piece = CarryOver(network, policy, pieces, batch), pieces[0]
+    way, piece = CarryOver(network, policy, pieces, batch, batch), pieces[0]
 
     def begin(i, state: State) -> State:
         # The last piece reaches back where the batch doesn't divide; who was there is not counted.
@@ -234,9 +244,10 @@ def _rooms(pieces: Sequence[int]) -> list[int]:
     """Rows for those who may wait for each stage but the first, in whole pieces of that stage."""
     rooms, coming, at_the_end = [], pieces[0], 0
     for piece in pieces[1:]:
-        # While samples begin, fewer than a piece wait and so many more may come. At the end each
-        # stage in turn passes on all that waited for it, so that later ones need more room.
+        # While samples begin, fewer than a piece wait, and those of one piece of the stage before
+        # come. At the end each stage in turn passes on all that waited for it, so that later ones
+        # need more room.
         while_they_begin, at_the_end = piece - 1 + coming, at_the_end + piece - 1
         rooms.append(-(-max(while_they_begin, at_the_end) // piece) * piece)
-        coming = while_they_begin // piece * piece
+        coming = piece
     return rooms

@@ -74,26 +74,23 @@ class Reached:
         def placed(own: Array, other: Array, axis: int) -> Array:
             return own.at[(slice(None),) * axis + (positions,)].set(other, mode="drop")
 
-        carry = jax.tree.map(lambda own, other: placed(own, other, 0), self.carry, source.carry)
-        passed = jax.tree.map(
-            lambda own, other: placed(own, other, 1), self.parts()[1:], source.parts()[1:]
-        )
-        return Reached(carry, *passed)
+        return Reached(*each_part(placed, self.parts(), source.parts()))
 
     def take(self, rows: Int[Array, " taken"]) -> "Reached":
         """These rows of the batch."""
         return self.each(lambda leaf, axis: jnp.take(leaf, rows, axis=axis, mode="clip"))
 
 
-def each_part(function: Callable[[Any, int], Any], parts: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
-    """`Reached.each` of parts, which may be shapes in the place of arrays.
+def each_part(function: Callable[..., Any], *several: tuple[PyTree, ...]) -> tuple[PyTree, ...]:
+    """`Reached.each` of parts, or of the same parts of several; they may be shapes, not arrays.
 
-    What is kept of the exits has them as its first axis, and the samples as its second.
+    What is kept of the exits has them as its first axis, and the samples as its second. The
+    function takes a leaf of each, and the axis.
     """
-    carry, *passed = parts
+    carries, passed = zip(*((carry, rest) for carry, *rest in several), strict=True)
     return (
-        jax.tree.map(lambda leaf: function(leaf, 0), carry),
-        *jax.tree.map(lambda leaf: function(leaf, 1), passed),
+        jax.tree.map(lambda *leaves: function(*leaves, 0), *carries),
+        *jax.tree.map(lambda *leaves: function(*leaves, 1), *passed),
     )
 
 

@@ -34,7 +34,7 @@ class LanePrograms:
         # A batch that is going through, one that arrives, and fewer than a piece behind each exit
         # but the last.
         self.places = 2 * self.batch + sum(pieces[1:])
-        self._way = CarryOver(network, policy, pieces, self.places, alone=self.batch == 1)
+        self._way = CarryOver(network, policy, pieces, self.places, self.batch)
         self._empty = jax.jit(lambda variables: self._way.empty(variables, x))
         # Those who wait are given away, so that nobody is copied who doesn't move.
         self._step = jax.jit(self._take_in, donate_argnums=1)

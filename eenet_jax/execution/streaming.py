@@ -1,9 +1,9 @@
 """Adaptive inference on a stream: every stage runs full, whatever share leaves early.
 
-Samples wait behind each exit, on the device, until a whole piece waits there, so that nothing is
-padded while the stream goes on; one program takes in a batch and runs whatever has become
-possible. A thread reads the source into a bounded queue; everything else happens as the consumer
-asks for the next result, which is what keeps memory bounded when it is slow.
+Samples wait behind each exit, on the device, until there are enough for a whole piece, so that
+nothing is padded while the stream goes on; one program takes in a batch and runs whatever has
+become possible. A thread reads the source into a bounded queue; everything else happens as the
+consumer asks for the next result, which is what keeps memory bounded when it is slow.
 """
 
 import dataclasses

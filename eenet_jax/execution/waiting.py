@@ -1,6 +1,5 @@
 """Those who wait for a stage, and how they come together in a piece."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from eenet_jax.execution.decision import Reached, each_part
 from eenet_jax.types import PyTree
 
 
-class Rows(NamedTuple):
+class Standing(NamedTuple):
     """Where some samples stand, and where each is to be answered.
 
     Attributes:
@@ -27,137 +26,131 @@ class Waiting(NamedTuple):
     """Those who wait for a stage.
 
     Attributes:
-      rows: `count` of them wait, from row `first` on; after the last row comes the first one again,
+      ring: `count` of its rows wait, from `first` on; after the last row comes the first one again,
         so that nobody has to move up.
       first: A scalar.
       count: A scalar.
     """
 
-    rows: Rows
+    ring: Standing
     first: Int[Array, ""]
     count: Int[Array, ""]
 
+    def rows(self, start: Int[Array, ""] | int, count: int) -> Int[Array, " count"]:
+        """Rows of so many, beginning with the one who is `start` behind the first."""
+        return (self.first + start + jnp.arange(count)) % self.ring.places.size
 
-def nobody(parts: tuple[PyTree, ...], rows: int) -> Waiting:
+
+def nobody(parts: tuple[PyTree, ...], room: int) -> Waiting:
     """Room for so many samples like these, or these shapes."""
 
-    def room(leaf, axis: int) -> Array:
-        return jnp.zeros((*leaf.shape[:axis], rows, *leaf.shape[axis + 1 :]), leaf.dtype)
+    def empty(leaf, axis: int) -> Array:
+        return jnp.zeros((*leaf.shape[:axis], room, *leaf.shape[axis + 1 :]), leaf.dtype)
 
     none = jnp.zeros((), jnp.int32)
-    return Waiting(Rows(each_part(room, parts), jnp.zeros(rows, jnp.int32)), none, none)
+    return Waiting(Standing(each_part(empty, parts), jnp.zeros(room, jnp.int32)), none, none)
 
 
-def joined(waiting: Waiting, piece: Rows, stay: Bool[Array, " piece"]) -> Waiting:
-    """Those of a piece who stay, behind those who wait."""
-    behind = (waiting.first + waiting.count + jnp.arange(stay.size)) % waiting.rows.places.size
-    # The first rows of this order are those who stay.
-    order = jnp.argsort(~stay, stable=True)
-    rows = copied(piece, waiting.rows, order, behind, stay.sum())
-    return waiting._replace(rows=rows, count=waiting.count + stay.sum())
+def joined(
+    waiting: Waiting, piece: Standing, stay: Bool[Array, " piece"], one_by_one: bool
+) -> Waiting:
+    """Those of a piece who stay, behind those who wait.
+
+    Args:
+      waiting: With room for them.
+      piece: Samples.
+      stay: Who of them waits from now on.
+      one_by_one: Whether nobody else is touched, which suits a CPU; else all rows are scattered at
+        once, which suits an accelerator.
+    """
+    size, room, count = stay.size, waiting.ring.places.size, stay.sum()
+    if one_by_one:
+        rows = jnp.nonzero(stay, size=size, fill_value=0)[0]
+        ring = _copied(piece, waiting.ring, rows, waiting.rows(waiting.count, size), count)
+    else:
+        behind = (waiting.first + waiting.count + jnp.cumsum(stay) - 1) % room
+        # Rows beyond the last are written nowhere.
+        rows = jnp.where(stay, behind, room)
+        ring = Standing(
+            Reached(*waiting.ring.parts).put(Reached(*piece.parts), rows).parts(),
+            waiting.ring.places.at[rows].set(piece.places, mode="drop"),
+        )
+    return waiting._replace(ring=ring, count=waiting.count + count)
 
 
 def filled_up(
-    waiting: Waiting, piece: Rows, stay: Bool[Array, " piece"]
-) -> tuple[Bool[Array, ""], Rows, Waiting]:
-    """Put those who wait in the place of those who left, and nobody else anywhere.
+    waiting: Waiting, piece: Standing, stay: Bool[Array, " piece"], soon: int
+) -> tuple[Bool[Array, ""], Standing, Waiting]:
+    """Put those who wait in the places of those who left; for a CPU, where copying costs.
 
-    Fewer than a piece wait, before and after. The first of them goes in even where nobody has left,
-    and whoever is in that row waits: else one could wait for ever.
+    Fewer than a piece wait, before and after. Where more wait than have left, a part of the others
+    goes in too, and those whose places they take wait: samples that come would else overtake them
+    for as long as few leave.
 
     Args:
-      waiting: For the stage that the piece comes to.
+      waiting: For the stage that the piece comes to, with room for two pieces.
       piece: Samples before it.
       stay: Who of them goes on.
+      soon: In how many pieces, about, whoever waits is to have gone in.
 
     Returns:
-      Whether the piece is whole, the piece, and who waits now. Where too few waited, they do so
-      still, and those who stay with them.
+      Whether the piece is whole, the piece, and who waits now: where too few waited to make it
+      whole, they and those who stay.
     """
-    size, rows = stay.size, waiting.rows.places.size
+    size = stay.size
     gaps = size - stay.sum()
-    whole = waiting.count >= gaps
-    taken = jnp.where(whole, jnp.minimum(waiting.count, gaps + 1), 0)
-    # Those who left first; of those who stay one gives way where one more is taken than left.
-    order = jnp.argsort(stay, stable=True)
-    replaced = jnp.zeros(size, bool).at[order].set(jnp.arange(size) < taken)
-    grown = joined(waiting, piece, stay & (replaced | ~whole))
-    oldest = (waiting.first + jnp.arange(size)) % rows
-    piece = copied(grown.rows, piece, oldest, order, taken)
+    others = waiting.count - gaps
+    whole = others >= 0
+    taken = jnp.where(whole, gaps + (others + soon - 1) // soon, 0)
+    # The places of those who left, and then of those who stay.
+    places = jnp.argsort(stay, stable=True)
+    replaced = jnp.zeros(size, bool).at[places].set(jnp.arange(size) < taken)
+    grown = joined(waiting, piece, stay & (replaced | ~whole), one_by_one=True)
+    piece = _copied(grown.ring, piece, grown.rows(0, size), places, taken)
     return whole, piece, without(grown, taken)
 
 
 def without(waiting: Waiting, count: Int[Array, ""] | int) -> Waiting:
-    """When so many, or all, are no longer waiting, the oldest first."""
-    left = jnp.maximum(waiting.count - count, 0)
-    first = jnp.where(left > 0, (waiting.first + count) % waiting.rows.places.size, 0)
-    return waiting._replace(first=first, count=left)
+    """When so many, or all, wait no longer, the oldest first."""
+    others = jnp.maximum(waiting.count - count, 0)
+    first = jnp.where(others > 0, (waiting.first + count) % waiting.ring.places.size, 0)
+    return waiting._replace(first=first, count=others)
 
 
-def oldest(waiting: Waiting, size: int) -> tuple[Rows, Bool[Array, " size"]]:
-    """The first so many, and who of them there is."""
-    rows = (waiting.first + jnp.arange(size)) % waiting.rows.places.size
-    parts = Reached(*waiting.rows.parts).take(rows).parts()
-    return Rows(parts, waiting.rows.places[rows]), jnp.arange(size) < waiting.count
+def oldest(waiting: Waiting, size: int, together: bool) -> tuple[Standing, Bool[Array, " size"]]:
+    """The first so many, and who of them there is.
 
-
-def oldest_together(waiting: Waiting, size: int) -> Rows:
-    """`oldest`, where they lie in rows one after the other, which costs less."""
+    Args:
+      waiting: For a stage.
+      size: How many.
+      together: Whether they are known to lie in rows one after the other, which costs less.
+    """
+    ring, there = waiting.ring, jnp.arange(size) < waiting.count
+    if not together:
+        rows = waiting.rows(0, size)
+        return Standing(Reached(*ring.parts).take(rows).parts(), ring.places[rows]), there
 
     def cut(leaf, axis: int) -> Array:
         return jax.lax.dynamic_slice_in_dim(leaf, waiting.first, size, axis)
 
-    return Rows(each_part(cut, waiting.rows.parts), cut(waiting.rows.places, 0))
+    return Standing(each_part(cut, ring.parts), cut(ring.places, 0)), there
 
 
-def copied(
-    source: Rows,
-    target: Rows,
+def _copied(
+    source: Standing,
+    target: Standing,
     rows: Int[Array, " most"],
     to: Int[Array, " most"],
     count: Int[Array, ""],
-) -> Rows:
-    """Some samples in the rows of others.
+) -> Standing:
+    """The first `count` of some rows of the source, in those of the target, one by one."""
 
-    Args:
-      source: Where they are taken from.
-      target: Whose rows they take.
-      rows: Of the source.
-      to: Rows of the target; none twice.
-      count: Of those only so many, the first.
-    """
-    way = _one_by_one if jax.default_backend() == "cpu" else _at_once
-    return way(source, target, rows, to, count)
-
-
-def _one_by_one(source, target, rows, to, count) -> Rows:
-    # What isn't copied isn't touched: on a CPU copying is what waiting costs.
-    def one(i, target: Rows) -> Rows:
-        def row(own, other, axis: int) -> Array:
+    def one(i, target: Standing) -> Standing:
+        def row(own: Array, other: Array, axis: int) -> Array:
             cut = jax.lax.dynamic_slice_in_dim(other, rows[i], 1, axis)
             return jax.lax.dynamic_update_slice_in_dim(own, cut, to[i], axis)
 
-        return _each(row, target, source)
+        parts = each_part(row, target.parts, source.parts)
+        return Standing(parts, row(target.places, source.places, 0))
 
     return jax.lax.fori_loop(0, count, one, target)
-
-
-def _at_once(source, target, rows, to, count) -> Rows:
-    # Rows beyond the last are written nowhere.
-    positions = jnp.where(jnp.arange(to.size) < count, to, target.places.size)
-    parts = Reached(*source.parts).take(rows)
-    return Rows(
-        Reached(*target.parts).put(parts, positions).parts(),
-        target.places.at[positions].set(source.places[rows], mode="drop"),
-    )
-
-
-def _each(function: Callable[[Array, Array, int], Array], a: Rows, b: Rows) -> Rows:
-    (carry, *passed), (other, *others) = a.parts, b.parts
-    return Rows(
-        (
-            jax.tree.map(lambda own, its: function(own, its, 0), carry, other),
-            *jax.tree.map(lambda own, its: function(own, its, 1), passed, others),
-        ),
-        function(a.places, b.places, 0),
-    )

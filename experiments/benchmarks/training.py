@@ -11,8 +11,10 @@ that both compute the same is checked by the loss of a batch before and after a 
 trains in a process of its own, for each has its own way with memory, and they take turns of
 three steps, of which the last is timed, with a pause in between: PyTorch's threads wait actively
 for a moment after each. PyTorch is run as it comes, this package as `eenet train` runs it; the
-memory that both need should be free. The input pipeline is timed alone; a checkpoint by how long it
-and the step that follows it hold training up.
+memory that both need should be free. Peak memory is what the process took beyond what it had
+before its first step; on a GPU, where the losses are compared without TF32's rounding, it is what
+was in use on the device, weights and those first steps included. The input pipeline is timed
+alone; a checkpoint by how long it and the step that follows it hold training up.
 
 It takes three minutes; without PyTorch the step is timed alone. The last line is JSON with every
 figure by name.
@@ -174,7 +176,8 @@ def step_figures(names: list[str], given: argparse.Namespace) -> dict[str, dict[
         for name, each in trainers.items():
             time.sleep(PAUSE_SECONDS)
             # As in training, where one step follows another: what a process had in the caches, and
-            # in memory that the system counts as used, was lost while the others ran.
+            # in memory that the system counts as used, was lost while the others ran. And a GPU's
+            # step is compiled anew after those that were checked.
             for _ in range(WARM_STEPS):
                 each.step()
             taken[name].append(each.step())

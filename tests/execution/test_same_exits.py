@@ -151,7 +151,9 @@ def test_jitted_strategies_agree_from_the_same_logits(name, kind, rows):
 
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize(
-    "pieces", [(4,) * 2, (4,) * 3, (4,) * 4, (4,) * 5, (2, 4, 8), (8, 4, 2), (3, 2, 7, 4)], ids=str
+    "pieces",
+    [(4,) * 2, (4,) * 5, (4, 4, 8), (8, 4, 4), (1, 1, 2), (2, 4, 8), (8, 4, 2), (3, 2, 7, 4)],
+    ids=str,
 )
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from replay import exit_probs, replay_network
 
 from eenet_jax.errors import InputError
+from eenet_jax.execution import lane
 from eenet_jax.execution.streaming import Result, Sample, Stream
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.max_prob import MaxProb
@@ -25,6 +26,22 @@ NOTHING = {"params": {}, "batch_stats": {}}
 LENGTHS = (6, 16)
 CAPACITY = 100
 MODES = ("as they come", "ordered", "overlapping")
+
+
+def test_an_ordered_stream_is_not_held_up_where_few_leave(monkeypatch):
+    """Whoever waits behind an exit goes on before too many wait for it to be handed out."""
+    flushes, finish = [], lane.LanePrograms.finish
+    monkeypatch.setattr(
+        lane.LanePrograms, "finish", lambda self, state: flushes.append(1) or finish(self, state)
+    )
+    logits = np.zeros((40 * 64, EXITS, CLASSES), np.float32)
+    leave = np.where(np.random.default_rng(0).random(len(logits)) < 0.02, 0, EXITS - 1)
+    logits[np.arange(len(logits)), leave, 0] = 9.0
+    stream = Stream(replay_network(EXITS, CLASSES), NOTHING, POLICY, batch_size=64, ordered=True)
+    results = list(stream(logits))
+    assert [result.exit_index for result in results] == leave.tolist()
+    # At the end alone.
+    assert len(flushes) == 1
 
 
 class HandOnTokens(nn.Module):

@@ -1,6 +1,6 @@
 """Those who wait for a stage, against lists of them."""
 
-import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eenet_jax.execution import waiting
-from eenet_jax.execution.waiting import Rows, Waiting
+from eenet_jax.execution.waiting import Standing, Waiting
 
-SIZE, ROWS = 4, 8
+SIZE, ROOM = 4, 8
 
 
-def samples(numbers) -> Rows:
+def samples(numbers) -> Standing:
     """Each sample's number is in all that it consists of."""
     numbers = jnp.asarray(numbers)
     carry = {"map": numbers[:, None, None] * jnp.ones((1, 2, 3)), "mask": numbers[:, None]}
-    return Rows((carry, numbers[None, :, None] * jnp.ones((2, 1, 5)), None, None), numbers)
+    return Standing((carry, numbers[None, :, None] * jnp.ones((2, 1, 5)), None, None), numbers)
 
 
-def numbers_of(found: Rows) -> list[int]:
+def numbers_of(found: Standing) -> list[int]:
     """Of each sample, when everything of it agrees."""
     (carry, probs, *_), numbers = found.parts, np.asarray(found.places)
     for leaf in (carry["map"][:, 0, 0], carry["map"][:, 1, 2], carry["mask"][:, 0]):
@@ -34,67 +34,54 @@ def numbers_of(found: Rows) -> list[int]:
 
 def line(first: int, count: int) -> tuple[Waiting, list[int]]:
     """So many in line from a row on, and their numbers."""
-    rows = np.full(ROWS, -1)
+    rows = np.full(ROOM, -1)
     numbers = list(range(100, 100 + count))
-    rows[(first + np.arange(count)) % ROWS] = numbers
+    rows[(first + np.arange(count)) % ROOM] = numbers
     return Waiting(samples(rows), jnp.asarray(first), jnp.asarray(count)), numbers
 
 
 def in_line(found: Waiting) -> list[int]:
-    rows = (int(found.first) + np.arange(int(found.count))) % ROWS
-    return np.asarray(numbers_of(found.rows))[rows].tolist()
+    rows = (int(found.first) + np.arange(int(found.count))) % ROOM
+    return np.asarray(numbers_of(found.ring))[rows].tolist()
 
 
-@functools.cache
-def jitted(name: str, way: str):
-    """A function of the module, copying as on a CPU or as elsewhere."""
-
-    def run(*given):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "default_backend", lambda: way)
-            return getattr(waiting, name)(*given)
-
-    return jax.jit(run)
-
+fill = jax.jit(waiting.filled_up, static_argnums=3)
+join = jax.jit(waiting.joined, static_argnums=3)
 
 drawn = {
-    "way": st.sampled_from(["cpu", "gpu"]),
-    "first": st.integers(0, ROWS - 1),
+    "first": st.integers(0, ROOM - 1),
     "count": st.integers(0, SIZE - 1),
     "stay": st.lists(st.booleans(), min_size=SIZE, max_size=SIZE),
 }
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(**drawn)
-def test_those_who_wait_fill_the_gaps(way, first, count, stay):
+@given(**drawn, soon=st.sampled_from([1, 2, 8]))
+def test_those_who_wait_fill_the_gaps(first, count, stay, soon):
     before, numbers = line(first, count)
-    whole, piece, after = jitted("filled_up", way)(
-        before, samples(np.arange(SIZE)), jnp.asarray(stay)
-    )
-    gaps = stay.count(False)
+    whole, piece, after = fill(before, samples(np.arange(SIZE)), jnp.asarray(stay), soon)
     staying = [number for number in range(SIZE) if stay[number]]
+    gaps = SIZE - len(staying)
     assert bool(whole) == (count >= gaps)
     if not whole:
         assert in_line(after) == numbers + staying
         return
-    # The oldest go in; where all gaps are filled, one more takes the place of one who waits then.
-    taken = min(count, gaps + 1)
+    # Of the others a part goes in, and those whose places they take wait.
+    taken = gaps + math.ceil((count - gaps) / soon)
     swapped = staying[: taken - gaps]
     now = numbers_of(piece)
     assert in_line(after) == numbers[taken:] + swapped
     assert sorted(now) == sorted(set(staying) - set(swapped) | set(numbers[:taken]))
-    # Whoever stays stays where it was.
-    assert [now[number] for number in staying if number not in swapped] == [
-        number for number in staying if number not in swapped
-    ]
+    stayed = [number for number in staying if number not in swapped]
+    assert [now[number] for number in stayed] == stayed
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@pytest.mark.parametrize("one_by_one", [True, False])
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(**drawn)
-def test_who_stays_comes_last(way, first, count, stay):
+def test_who_stays_comes_last(one_by_one, first, count, stay):
     before, numbers = line(first, count)
-    after = jitted("joined", way)(before, samples(np.arange(SIZE)), jnp.asarray(stay))
+    after = join(before, samples(np.arange(SIZE)), jnp.asarray(stay), one_by_one)
     assert in_line(after) == numbers + [number for number in range(SIZE) if stay[number]]
 
 
@@ -102,22 +89,30 @@ def test_who_stays_comes_last(way, first, count, stay):
 @pytest.mark.parametrize("first", [0, 6])
 def test_the_oldest_go_first(first, count):
     before, numbers = line(first, count)
-    found, valid = waiting.oldest(before, SIZE)
-    there = np.asarray(numbers_of(found))[np.asarray(valid)].tolist()
-    assert there == numbers[:SIZE]
+    found, there = waiting.oldest(before, SIZE, together=False)
+    assert np.asarray(numbers_of(found))[np.asarray(there)].tolist() == numbers[:SIZE]
     assert in_line(waiting.without(before, SIZE)) == numbers[SIZE:]
 
 
 def test_a_whole_piece_lies_together():
     before, numbers = line(4, 7)
-    assert numbers_of(waiting.oldest_together(before, SIZE)) == numbers[:SIZE]
+    found, there = waiting.oldest(before, SIZE, together=True)
+    assert numbers_of(found) == numbers[:SIZE]
+    assert np.asarray(there).all()
 
 
-def test_nobody_waits_for_ever():
-    """Where everybody always stays, those who wait go on all the same, the oldest first."""
-    found, numbers = line(5, 3)
-    fill = jitted("filled_up", "cpu")
-    for number in numbers:
-        whole, piece, found = fill(found, samples(np.arange(SIZE)), jnp.ones(SIZE, bool))
-        assert bool(whole)
-        assert number in numbers_of(piece)
+@pytest.mark.parametrize("leave", [0.0, 0.02, 0.2, 0.5])
+@pytest.mark.parametrize(("size", "soon", "most"), [(8, 8, 8), (16, 4, 8), (64, 1, 3)])
+def test_nobody_waits_for_long(leave, size, soon, most):
+    """However few leave, those who come don't overtake for ever those who wait."""
+    pieces, draw = 200, np.random.default_rng(0)
+    found, since, waited = waiting.nobody(samples(np.arange(1)).parts, 2 * size), {}, []
+    for number in range(pieces):
+        ids = np.arange(number * size, (number + 1) * size)
+        since |= dict.fromkeys(ids.tolist(), number)
+        stay = draw.random(size) >= leave
+        whole, piece, found = fill(found, samples(ids), jnp.asarray(stay), soon)
+        if whole:
+            waited += [number - since[each] for each in np.asarray(piece.places).tolist()]
+    assert len(waited) > 0.4 * size * pieces * (1 - leave)
+    assert max(waited) <= most

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 from jaxtyping import Array, Float
 from replay import replay_network
 
@@ -186,3 +187,41 @@ def test_warming_up_leaves_nothing_to_compile():
         jax.jit(lambda x: x + 1)(np.zeros(3))
         assert len(compiled) == 1
     assert counter.seen() == [[16], [16], [8]]
+
+
+class Seen(nn.Module):
+    """A stage that changes nothing and reports the first logit of the last exit of every row."""
+
+    report: Callable[[np.ndarray], None]
+
+    @nn.compact
+    def __call__(self, logits: Float[Array, "batch exits classes"], train: bool):
+        jax.debug.callback(self.report, logits[:, -1, 0], ordered=True)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("backend", "second"),
+    [("cpu", [[2, 1, 6, 7], [4]]), ("gpu", [[1, 2, 4, 6], [7]])],
+)
+def test_survivors_stay_in_their_rows_on_a_cpu(backend, second, monkeypatch):
+    seen = [[], []]
+    stages = [
+        Seen(lambda rows, k=k: seen[k].append(np.asarray(rows).astype(int).tolist()))
+        for k in range(2)
+    ]
+    policy = MaxProb(
+        budget=1.5, costs=(1.0, 2.0), thresholds=np.asarray([0.9, -np.inf], np.float32)
+    )
+    network = replay_network(2, CLASSES, stages)
+    logits = np.zeros((8, 2, CLASSES), np.float32)
+    logits[[0, 3, 5], 0, 0] = 9.0
+    logits[:, 1, 0] = np.arange(8)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    answers = compacted(network, policy, piece=4)(NOTHING, logits)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(answers.exit_index, [0, 1, 1, 0, 1, 0, 1, 1])
+    # The two who stay of the first piece wait. In the second one has left: its place is taken, and
+    # one more is, of a sample that waits then.
+    assert seen[0] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert seen[1] == second
