@@ -49,6 +49,12 @@ class State(NamedTuple):
         """With these waiting for stage k."""
         return self._replace(waiting=(*self.waiting[: k - 1], waiting, *self.waiting[k:]))
 
+    def taken(self, k: int, size: int, together: bool) -> tuple[Standing, Array, "State"]:
+        """`oldest` of those who wait for stage k, and the state without them."""
+        waiting = self.waiting_for(k)
+        piece, there = oldest(waiting, size, together)
+        return piece, there, self.with_waiting(k, without(waiting, size))
+
 
 class CarryOver:
     """The stages of a network on pieces of samples; to be used inside `jax.jit`.
@@ -56,7 +62,7 @@ class CarryOver:
     Args:
       network: The network.
       policy: Fitted for its exits.
-      pieces: Samples that each stage runs on.
+      pieces: Samples that each stage runs on, at most those of a batch.
       places: For answers; samples are given theirs as they begin.
       batch: Samples that one program begins.
     """
@@ -157,8 +163,7 @@ class CarryOver:
             return state.waiting_for(k).count >= size
 
         def run(state: State) -> State:
-            piece, there = oldest(state.waiting_for(k), size, together=True)
-            state = state.with_waiting(k, without(state.waiting_for(k), size))
+            piece, there, state = state.taken(k, size, together=True)
             return self._go_on(variables, k, piece, there, state)
 
         return jax.lax.while_loop(enough, run, state)
@@ -179,9 +184,8 @@ class CarryOver:
         sizes, together = switch_sizes(self._pieces[k]), not self._fills_up(k)
 
         def on(size: int, state: State) -> State:
-            piece, valid = oldest(state.waiting_for(k), size, together)
-            state = state.with_waiting(k, without(state.waiting_for(k), size))
-            piece, stay, state = self._run(variables, k, piece, valid, state)
+            piece, there, state = state.taken(k, size, together)
+            piece, stay, state = self._run(variables, k, piece, there, state)
             if k + 1 == self._network.num_exits:
                 return state
             more = joined(state.waiting_for(k + 1), piece, stay, one_by_one=self._on_a_cpu)

@@ -47,7 +47,7 @@ class TorchStep:
     def train(self, batch: Mapping[str, np.ndarray]) -> float:
         """One step; its loss."""
         images = torch_networks.torch_input(batch["image"], channels_last=self.channels_last)
-        labels = torch.tensor(batch["label"], dtype=torch.long).to(torch_networks.DEVICE)
+        labels = torch.tensor(batch["label"], dtype=torch.long, device=torch_networks.DEVICE)
         x = (images.float() / 255 - self.mean) / self.std
         entropy = torch.nn.functional.cross_entropy
         logits = self.twin.full(x)

@@ -28,22 +28,6 @@ CAPACITY = 100
 MODES = ("as they come", "ordered", "overlapping")
 
 
-def test_an_ordered_stream_is_not_held_up_where_few_leave(monkeypatch):
-    """Whoever waits behind an exit goes on before too many wait for it to be handed out."""
-    flushes, finish = [], lane.LanePrograms.finish
-    monkeypatch.setattr(
-        lane.LanePrograms, "finish", lambda self, state: flushes.append(1) or finish(self, state)
-    )
-    logits = np.zeros((40 * 64, EXITS, CLASSES), np.float32)
-    leave = np.where(np.random.default_rng(0).random(len(logits)) < 0.02, 0, EXITS - 1)
-    logits[np.arange(len(logits)), leave, 0] = 9.0
-    stream = Stream(replay_network(EXITS, CLASSES), NOTHING, POLICY, batch_size=64, ordered=True)
-    results = list(stream(logits))
-    assert [result.exit_index for result in results] == leave.tolist()
-    # At the end alone.
-    assert len(flushes) == 1
-
-
 class HandOnTokens(nn.Module):
     """A stage that changes nothing."""
 
@@ -299,6 +283,22 @@ def test_stages_run_full_batches_whatever_share_leaves(streams):
         np.testing.assert_array_equal(
             result.logits, logits[result.position, wanted[result.position]]
         )
+
+
+def test_an_ordered_stream_is_not_held_up_where_few_leave(monkeypatch):
+    """Whoever waits behind an exit goes on before too many wait for it to be handed out."""
+    flushes, finish = [], lane.LanePrograms.finish
+    monkeypatch.setattr(
+        lane.LanePrograms, "finish", lambda self, state: flushes.append(1) or finish(self, state)
+    )
+    logits = np.zeros((40 * 64, EXITS, CLASSES), np.float32)
+    leave = np.where(np.random.default_rng(0).random(len(logits)) < 0.02, 0, EXITS - 1)
+    logits[np.arange(len(logits)), leave, 0] = 9.0
+    stream = Stream(replay_network(EXITS, CLASSES), NOTHING, POLICY, batch_size=64, ordered=True)
+    results = list(stream(logits))
+    assert [result.exit_index for result in results] == leave.tolist()
+    # At the end alone.
+    assert len(flushes) == 1
 
 
 def test_answers_that_are_not_finite_are_errors():
