@@ -20,11 +20,13 @@ class Timing:
       median_s: Seconds.
       spread_s: Greatest minus least, seconds.
       repeats: How many.
+      seconds: Of each, in order; several that were timed in turn have as many.
     """
 
     median_s: float
     spread_s: float
     repeats: int
+    seconds: tuple[float, ...]
 
 
 def measure(run: Callable[[], Any], repeats: int = 7, limit_s: float = math.inf) -> Timing:
@@ -81,6 +83,7 @@ def _timing(seconds: Sequence[float]) -> Timing:
         median_s=statistics.median(seconds),
         spread_s=max(seconds) - min(seconds),
         repeats=len(seconds),
+        seconds=tuple(seconds),
     )
 
 

@@ -1,13 +1,15 @@
 """Survivors waiting between pieces of samples, inside one program.
 
 Every piece runs through the first stage; survivors are copied behind those who wait for the next
-stage, which runs as soon as a whole piece waits for it. On a CPU, where copying costs, survivors
-stay where they are if the next stage takes pieces of the same size and as many wait as have left:
-those fill the gaps. So no stage sees padding before the end, and no call is made from the host.
+stage, which runs on the place where they wait as soon as that is full. On a CPU, where copying
+costs, survivors stay where they are if the next stage takes pieces of the same size and as many
+wait as have left: those fill the gaps. So no stage sees padding before the end, and no call is made
+from the host.
 Batches are compacted so, and streams.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ from eenet_jax.execution.waiting import (
     joined,
     nobody,
     oldest,
+    with_room,
     without,
 )
 from eenet_jax.policies.policy import Policy
@@ -49,10 +52,10 @@ class State(NamedTuple):
         """With these waiting for stage k."""
         return self._replace(waiting=(*self.waiting[: k - 1], waiting, *self.waiting[k:]))
 
-    def taken(self, k: int, size: int, together: bool) -> tuple[Standing, Array, "State"]:
+    def taken(self, k: int, size: int) -> tuple[Standing, Array, "State"]:
         """`oldest` of those who wait for stage k, and the state without them."""
         waiting = self.waiting_for(k)
-        piece, there = oldest(waiting, size, together)
+        piece, there = oldest(waiting, size)
         return piece, there, self.with_waiting(k, without(waiting, size))
 
 
@@ -93,7 +96,7 @@ class CarryOver:
         reached = jax.eval_shape(lambda x: start(self._network, x).parts(), shapes)
         waiting, logits = [], None
         # Nobody waits behind the last stage.
-        for k, room in enumerate([*_rooms(self._pieces), 0]):
+        for k, room in enumerate([*self._rooms(), 0]):
             forward = functools.partial(self._advance, k)
             reached, logits, _ = jax.eval_shape(forward, variables, reached)
             waiting.append(nobody(reached, room))
@@ -116,11 +119,23 @@ class CarryOver:
 
     def finish(self, variables: PyTree, state: State) -> State:
         """Answer everybody who waits; nothing runs where nobody does."""
+        # Each stage in turn passes on all that waited for it.
+        most = itertools.accumulate(piece - 1 for piece in self._pieces[1:])
+        rooms = map(max, self._rooms(), most)
+        later = state._replace(waiting=tuple(map(with_room, state.waiting, rooms)))
         for k in range(1, self._network.num_exits):
             # Nobody ever waits for pieces of one.
             if max(self._pieces[: k + 1]) > 1:
-                state = self._run_all(variables, k, state)
-        return state
+                later = self._run_all(variables, k, later)
+        nobody_waits = (without(each, each.ring.places.size) for each in state.waiting)
+        return later._replace(waiting=tuple(nobody_waits))
+
+    def _rooms(self) -> list[int]:
+        """Rows for those who wait for each stage but the first."""
+        # What fills up a piece is taken from them after others have come.
+        return [
+            piece * (2 if self._fills_up(k) else 1) for k, piece in enumerate(self._pieces[1:], 1)
+        ]
 
     def _fills_up(self, k: int) -> bool:
         """Whether those who wait for stage k fill up pieces of the stage before."""
@@ -144,34 +159,44 @@ class CarryOver:
             # It stays or it leaves, and nobody waits.
             runs = stay[0]
         else:
-            more = joined(state.waiting_for(k), piece, stay, one_by_one=self._on_a_cpu)
-            return self._run_whole_pieces(variables, k, state.with_waiting(k, more))
+            return self._gather(variables, k, piece, stay, state)
 
         def run(state: State) -> State:
             return self._go_on(variables, k, piece, jnp.ones(size, bool), state)
 
         return self._if(runs, run, state)
 
-    def _run_whole_pieces(self, variables: PyTree, k: int, state: State) -> State:
-        """Stage k as long as a whole piece waits for it.
+    def _gather(self, variables: PyTree, k: int, piece: Standing, stay, state: State) -> State:
+        """Those of a piece who stay join those who wait for stage k, which runs on them whenever
+        there is no room for more."""
+        size, coming = self._pieces[k], stay.sum()
 
-        Pieces lie together: they are taken whole until `finish`, which leaves nobody.
-        """
-        size = self._pieces[k]
+        def more(at: tuple[Array, State]) -> Array:
+            return at[0] < coming
 
-        def enough(state: State) -> Array:
-            return state.waiting_for(k).count >= size
+        def join(at: tuple[Array, State]) -> tuple[Array, State]:
+            # First in their places, then the stage on all of them: where it is the other way round
+            # XLA copies them all, lest they be overwritten before they are read.
+            joining, state = at
+            before = state.waiting_for(k)
+            after = joined(before, piece, stay, self._on_a_cpu, joining)
 
-        def run(state: State) -> State:
-            piece, there, state = state.taken(k, size, together=True)
-            return self._go_on(variables, k, piece, there, state)
+            def run(state: State) -> State:
+                everybody = state.waiting_for(k)
+                state = self._go_on(variables, k, everybody.ring, jnp.ones(size, bool), state)
+                return state.with_waiting(k, without(everybody, size))
 
-        return jax.lax.while_loop(enough, run, state)
+            state = self._if(after.count == size, run, state.with_waiting(k, after))
+            return joining + after.count - before.count, state
+
+        _, state = jax.lax.while_loop(more, join, (jnp.zeros((), jnp.int32), state))
+        return state
 
     def _if(self, condition: Array, run: Callable[[State], State], state: State) -> State:
-        if self._batch == 1:
-            # A loop prepares as much for no round as for one: a third of one sample's time. Where
-            # more begin, what waits is copied less by it than by this.
+        if self._batch == 1 or not self._on_a_cpu:
+            # On a CPU a loop of one round is faster by a hundredth of the full pass, but prepares
+            # as much for no round as for one, which is a third of one sample's time. XLA takes
+            # nothing out of a loop that it knows to end after a round.
             return jax.lax.cond(condition, run, lambda state: state, state)
         _, state = jax.lax.while_loop(
             lambda at: at[0], lambda at: (jnp.zeros((), bool), run(at[1])), (condition, state)
@@ -181,10 +206,10 @@ class CarryOver:
     def _run_all(self, variables: PyTree, k: int, state: State) -> State:
         """Stage k on everybody who waits for it, the last of them in the smallest size that holds
         them."""
-        sizes, together = switch_sizes(self._pieces[k]), not self._fills_up(k)
+        sizes = switch_sizes(self._pieces[k])
 
         def on(size: int, state: State) -> State:
-            piece, there, state = state.taken(k, size, together)
+            piece, there, state = state.taken(k, size)
             piece, stay, state = self._run(variables, k, piece, there, state)
             if k + 1 == self._network.num_exits:
                 return state
@@ -242,16 +267,3 @@ def carried_over(
     state = jax.lax.fori_loop(0, -(-batch // piece), begin, way.empty(variables, x))
     state = way.finish(variables, state)
     return Answers(state.logits, state.exits)
-
-
-def _rooms(pieces: Sequence[int]) -> list[int]:
-    """Rows for those who may wait for each stage but the first, in whole pieces of that stage."""
-    rooms, coming, at_the_end = [], pieces[0], 0
-    for piece in pieces[1:]:
-        # While samples begin, fewer than a piece wait, and those of one piece of the stage before
-        # come. At the end each stage in turn passes on all that waited for it, so that later ones
-        # need more room.
-        while_they_begin, at_the_end = piece - 1 + coming, at_the_end + piece - 1
-        rooms.append(-(-max(while_they_begin, at_the_end) // piece) * piece)
-        coming = piece
-    return rooms

@@ -111,6 +111,7 @@ def measure_stage_latency(
     x: PyTree,
     sizes: Sequence[int],
     repeats: int = 5,
+    limit_s: float = LONG_SECONDS,
 ) -> StageLatency:
     """Time every stage and the full network at some batch sizes.
 
@@ -120,7 +121,8 @@ def measure_stage_latency(
       variables: Of the network.
       x: At least one sample [batch, …] of the shape to measure; values hardly matter.
       sizes: Batch sizes.
-      repeats: Timed calls of each; their median counts.
+      repeats: Timed calls of each, in turn.
+      limit_s: Seconds of timed calls of a size after which no turn begins.
 
     Raises:
       InputError: `repeats` or a size is not positive, or there are no sizes.
@@ -138,9 +140,9 @@ def measure_stage_latency(
         calls += _stage_calls(steps, min(pieces), variables, begin(batch))
         # In turn, for what counts is their ratio, and a machine's speed changes.
         named = {str(number): call for number, call in enumerate(calls)}
-        whole, *parts = measure_in_turn(named, repeats, LONG_SECONDS).values()
+        whole, *parts = measure_in_turn(named, repeats, limit_s).values()
         full_seconds.append(whole.median_s)
-        seconds.append([part.median_s for part in parts])
+        seconds.append(_stage_medians(np.asarray([part.seconds for part in parts])))
     return StageLatency(
         device=device_name(),
         sizes=sizes,
@@ -150,6 +152,18 @@ def measure_stage_latency(
         pieces=pieces,
         sample_shape=shape_of_sample(x),
     )
+
+
+def _stage_medians(
+    seconds: Float[np.ndarray, "exits turns"],
+) -> Float[np.ndarray, " exits"]:
+    """Of the stages' sum over the turns, cut by the medians of each stage's part in its turn.
+
+    Parts are compared within a turn, for a machine's speed changes from turn to turn.
+    """
+    total = seconds.sum(0)
+    parts = np.median(seconds / total, 1)
+    return np.median(total) * parts / parts.sum()
 
 
 def shape_of_sample(x: PyTree) -> tuple[int, ...]:
@@ -164,6 +178,7 @@ def cached_stage_latency(
     variables: PyTree,
     x: PyTree,
     sizes: Sequence[int],
+    **timing: Any,
 ) -> StageLatency:
     """The table kept at `path` where it is of this device, samples and sizes; else a new one.
 
@@ -175,6 +190,7 @@ def cached_stage_latency(
       variables: Of the network.
       x: At least one sample of the shape to measure.
       sizes: Batch sizes that are needed.
+      timing: `repeats` and `limit_s` of `measure_stage_latency`.
     """
     with contextlib.suppress(InputError):
         kept = load_stage_latency(path)
@@ -183,7 +199,7 @@ def cached_stage_latency(
             if set(sizes) <= set(kept.sizes):
                 return kept
             sizes = (*sizes, *kept.sizes)
-    measured = measure_stage_latency(network, policy, variables, x, sizes)
+    measured = measure_stage_latency(network, policy, variables, x, sizes, **timing)
     measured.save(path)
     return measured
 

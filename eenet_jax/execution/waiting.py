@@ -52,25 +52,32 @@ def nobody(parts: tuple[PyTree, ...], room: int) -> Waiting:
 
 
 def joined(
-    waiting: Waiting, piece: Standing, stay: Bool[Array, " piece"], one_by_one: bool
+    waiting: Waiting,
+    piece: Standing,
+    stay: Bool[Array, " piece"],
+    one_by_one: bool,
+    skip: Int[Array, ""] | int = 0,
 ) -> Waiting:
-    """Those of a piece who stay, behind those who wait.
+    """Those of a piece who stay, behind those who wait: as many as there is room for.
 
     Args:
-      waiting: With room for them.
+      waiting: For the stage that the piece comes to.
       piece: Samples.
       stay: Who of them waits from now on.
       one_by_one: Whether nobody else is touched, which suits a CPU; else all rows are scattered at
         once, which suits an accelerator.
+      skip: How many of them are left out, the first ones.
     """
-    size, room, count = stay.size, waiting.ring.places.size, stay.sum()
+    size, room = stay.size, waiting.ring.places.size
+    count = jnp.minimum(stay.sum() - skip, room - waiting.count)
     if one_by_one:
-        rows = jnp.nonzero(stay, size=size, fill_value=0)[0]
+        rows = jnp.roll(jnp.nonzero(stay, size=size, fill_value=0)[0], -skip)
         ring = _copied(piece, waiting.ring, rows, waiting.rows(waiting.count, size), count)
     else:
-        behind = (waiting.first + waiting.count + jnp.cumsum(stay) - 1) % room
+        number = jnp.cumsum(stay) - 1 - skip
+        behind = (waiting.first + waiting.count + number) % room
         # Rows beyond the last are written nowhere.
-        rows = jnp.where(stay, behind, room)
+        rows = jnp.where(stay & (number >= 0) & (number < count), behind, room)
         ring = Standing(
             Reached(*waiting.ring.parts).put(Reached(*piece.parts), rows).parts(),
             waiting.ring.places.at[rows].set(piece.places, mode="drop"),
@@ -83,15 +90,16 @@ def filled_up(
 ) -> tuple[Bool[Array, ""], Standing, Waiting]:
     """Put those who wait in the places of those who left; for a CPU, where copying costs.
 
-    Fewer than a piece wait, before and after. Where more wait than have left, a part of the others
-    goes in too, and those whose places they take wait: samples that come would else overtake them
-    for as long as few leave.
+    Fewer than a piece wait, before and after. Where few have left, others of those who wait go in
+    too, and those whose places they take wait: samples that come would else overtake them for as
+    long as few leave.
 
     Args:
       waiting: For the stage that the piece comes to, with room for two pieces.
       piece: Samples before it.
       stay: Who of them goes on.
-      soon: In how many pieces, about, whoever waits is to have gone in.
+      soon: In how many pieces, about, whoever waits is to have gone in: a part of them does in
+        each, at least.
 
     Returns:
       Whether the piece is whole, the piece, and who waits now: where too few waited to make it
@@ -99,9 +107,8 @@ def filled_up(
     """
     size = stay.size
     gaps = size - stay.sum()
-    others = waiting.count - gaps
-    whole = others >= 0
-    taken = jnp.where(whole, gaps + (others + soon - 1) // soon, 0)
+    whole = waiting.count >= gaps
+    taken = jnp.where(whole, jnp.maximum(gaps, (waiting.count + soon - 1) // soon), 0)
     # The places of those who left, and then of those who stay.
     places = jnp.argsort(stay, stable=True)
     replaced = jnp.zeros(size, bool).at[places].set(jnp.arange(size) < taken)
@@ -117,23 +124,22 @@ def without(waiting: Waiting, count: Int[Array, ""] | int) -> Waiting:
     return waiting._replace(first=first, count=others)
 
 
-def oldest(waiting: Waiting, size: int, together: bool) -> tuple[Standing, Bool[Array, " size"]]:
+def oldest(waiting: Waiting, size: int) -> tuple[Standing, Bool[Array, " size"]]:
     """The first so many, and who of them there is.
 
     Args:
       waiting: For a stage.
       size: How many.
-      together: Whether they are known to lie in rows one after the other, which costs less.
     """
-    ring, there = waiting.ring, jnp.arange(size) < waiting.count
-    if not together:
-        rows = waiting.rows(0, size)
-        return Standing(Reached(*ring.parts).take(rows).parts(), ring.places[rows]), there
+    ring, rows = waiting.ring, waiting.rows(0, size)
+    there = jnp.arange(size) < waiting.count
+    return Standing(Reached(*ring.parts).take(rows).parts(), ring.places[rows]), there
 
-    def cut(leaf, axis: int) -> Array:
-        return jax.lax.dynamic_slice_in_dim(leaf, waiting.first, size, axis)
 
-    return Standing(each_part(cut, ring.parts), cut(ring.places, 0)), there
+def with_room(waiting: Waiting, room: int) -> Waiting:
+    """The same with so many rows, at least as many as wait."""
+    ring, _ = oldest(waiting, room)
+    return Waiting(ring, jnp.zeros_like(waiting.first), waiting.count)
 
 
 def _copied(

@@ -66,8 +66,8 @@ def test_those_who_wait_fill_the_gaps(first, count, stay, soon):
     if not whole:
         assert in_line(after) == numbers + staying
         return
-    # Of the others a part goes in, and those whose places they take wait.
-    taken = gaps + math.ceil((count - gaps) / soon)
+    # A part of them goes in at least, and those whose places they take wait.
+    taken = max(gaps, math.ceil(count / soon))
     swapped = staying[: taken - gaps]
     now = numbers_of(piece)
     assert in_line(after) == numbers[taken:] + swapped
@@ -85,20 +85,32 @@ def test_who_stays_comes_last(one_by_one, first, count, stay):
     assert in_line(after) == numbers + [number for number in range(SIZE) if stay[number]]
 
 
+@pytest.mark.parametrize("one_by_one", [True, False])
+@pytest.mark.parametrize("count", [5, 7, 8])
+@pytest.mark.parametrize("skip", [0, 1, 3])
+def test_as_many_as_there_is_room_for_join(one_by_one, count, skip):
+    before, numbers = line(6, count)
+    after = join(before, samples(np.arange(SIZE)), jnp.ones(SIZE, bool), one_by_one, skip)
+    room = min(ROOM - count, SIZE - skip)
+    assert in_line(after) == numbers + list(range(skip, skip + room))
+
+
 @pytest.mark.parametrize("count", [0, 2, 4, 7])
 @pytest.mark.parametrize("first", [0, 6])
 def test_the_oldest_go_first(first, count):
     before, numbers = line(first, count)
-    found, there = waiting.oldest(before, SIZE, together=False)
+    found, there = waiting.oldest(before, SIZE)
     assert np.asarray(numbers_of(found))[np.asarray(there)].tolist() == numbers[:SIZE]
     assert in_line(waiting.without(before, SIZE)) == numbers[SIZE:]
 
 
-def test_a_whole_piece_lies_together():
-    before, numbers = line(4, 7)
-    found, there = waiting.oldest(before, SIZE, together=True)
-    assert numbers_of(found) == numbers[:SIZE]
-    assert np.asarray(there).all()
+@pytest.mark.parametrize("count", [0, 2, 7])
+def test_more_room_changes_nobody(count):
+    before, numbers = line(6, count)
+    after = waiting.with_room(before, ROOM + 3)
+    assert after.ring.places.shape == (ROOM + 3,)
+    assert (int(after.first), int(after.count)) == (0, count)
+    assert numbers_of(after.ring)[:count] == numbers
 
 
 @pytest.mark.parametrize("leave", [0.0, 0.02, 0.2, 0.5])
