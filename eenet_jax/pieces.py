@@ -54,11 +54,7 @@ def checked_piece(piece: int) -> int:
 
 
 def cached_samples(network: StagedNetwork, variables: PyTree, x: PyTree) -> tuple[int, ...]:
-    """Of how many samples a cache holds a stage's feature maps: powers of two, by stage.
-
-    The cache holds both what a stage takes and what it gives. Later stages read what they take
-    once, so that they run on up to twice as many as the network at once if it holds what they give:
-    ResNet-56's do in 0.98 of the time. With more, more wait in the end, and no stage is faster.
+    """Of how many samples a cache holds what a stage takes or gives: powers of two, by stage.
 
     Args:
       network: The network.
@@ -66,19 +62,12 @@ def cached_samples(network: StagedNetwork, variables: PyTree, x: PyTree) -> tupl
       x: Samples [batch, …] of any batch; shapes will do.
     """
     carry = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
-    held = [_held(carry)]
+    sizes = [_bytes(carry)]
     for k in range(network.num_exits):
         carry = jax.eval_shape(functools.partial(_carry, network, k), variables, carry)
-        held.append(_held(carry))
-    both = [min(pair) for pair in itertools.pairwise(held)]
-    twice = 2 * min(both)
-    given = [both[0], *(min(twice, each) for each in held[2:])]
-    return tuple(map(max, both, given))
-
-
-def _held(carry: PyTree) -> int:
-    """Samples of which a cache holds as much; a power of two."""
-    return 1 << max(0, (CACHE_BYTES // max(1, _bytes(carry))).bit_length() - 1)
+        sizes.append(_bytes(carry))
+    larger = [max(1, *both) for both in itertools.pairwise(sizes)]
+    return tuple(1 << max(0, (CACHE_BYTES // each).bit_length() - 1) for each in larger)
 
 
 def _bytes(carry: PyTree) -> int:

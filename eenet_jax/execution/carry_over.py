@@ -4,8 +4,7 @@ Every piece runs through the first stage; survivors are copied behind those who 
 stage, which runs on the place where they wait as soon as that is full. On a CPU, where copying
 costs, survivors stay where they are if the next stage takes pieces of the same size and as many
 wait as have left: those fill the gaps. So no stage sees padding before the end, and no call is made
-from the host.
-Batches are compacted so, and streams.
+from the host. Batches are compacted so, and streams.
 """
 
 import functools
