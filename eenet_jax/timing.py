@@ -4,7 +4,7 @@ import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,16 +17,25 @@ class Timing:
     """Repeated measurements of one call.
 
     Attributes:
-      median_s: Seconds.
-      spread_s: Greatest minus least, seconds.
-      repeats: How many.
       seconds: Of each, in order; several that were timed in turn have as many.
     """
 
-    median_s: float
-    spread_s: float
-    repeats: int
     seconds: tuple[float, ...]
+
+    @property
+    def median_s(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread_s(self) -> float:
+        """Greatest minus least, seconds."""
+        return max(self.seconds) - min(self.seconds)
+
+    @property
+    def repeats(self) -> int:
+        """How many."""
+        return len(self.seconds)
 
 
 def measure(run: Callable[[], Any], repeats: int = 7, limit_s: float = math.inf) -> Timing:
@@ -47,7 +56,7 @@ def measure(run: Callable[[], Any], repeats: int = 7, limit_s: float = math.inf)
         start = time.perf_counter()
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - start)
-    return _timing(seconds)
+    return Timing(seconds=tuple(seconds))
 
 
 def measure_in_turn(
@@ -75,16 +84,7 @@ def measure_in_turn(
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    return {name: _timing(taken) for name, taken in seconds.items()}
-
-
-def _timing(seconds: Sequence[float]) -> Timing:
-    return Timing(
-        median_s=statistics.median(seconds),
-        spread_s=max(seconds) - min(seconds),
-        repeats=len(seconds),
-        seconds=tuple(seconds),
-    )
+    return {name: Timing(seconds=tuple(taken)) for name, taken in seconds.items()}
 
 
 def _check_repeats(repeats: int) -> None:
