@@ -2,15 +2,16 @@
 
 Samples wait behind each exit, on the device, until there are enough for a whole piece, so that
 nothing is padded while the stream goes on; one program takes in a batch and runs whatever has
-become possible. A thread reads the source into a bounded queue; everything else happens as the
-consumer asks for the next result, which is what keeps memory bounded when it is slow.
+become possible. A thread reads the source into a bounded queue and checks what it gives; all else
+happens as the consumer asks for the next result, which is what keeps memory bounded when it is
+slow.
 """
 
 import dataclasses
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +23,11 @@ from eenet_jax.execution.lane_choice import Lanes
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
+
+FAILED = -1
+"""The exit of a sample without an answer."""
+
+NOT_FINITE = "the network's answer is not finite: look at the sample"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +51,7 @@ class Result:
       position: Its place in the source, from 0.
       id: As given with the sample; its position where none was.
       logits: What it is answered [classes], or [height, width, classes]; None where it failed.
-      exit_index: Where it left, 0-based; -1 where it failed.
+      exit_index: Where it left, 0-based; `FAILED`, -1, where it failed.
       error: Why there is no answer, in a line; None where there is one.
       seconds: From its arrival to its answer.
     """
@@ -53,9 +59,19 @@ class Result:
     position: int
     id: Hashable
     logits: np.ndarray | None = None
-    exit_index: int = -1
+    exit_index: int = FAILED
     error: str | None = None
     seconds: float = 0.0
+
+
+class _Arrived(NamedTuple):
+    """A sample that the source gave: its own id, when, and where it goes, or why it can't."""
+
+    id: Hashable
+    since: float
+    lane: Hashable = None
+    x: PyTree = None
+    error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +100,7 @@ class Stream:
         longest that the network takes. A text waits in a lane with others of its length.
       overlap: Whether the device is handed a batch while the one before is going through: it never
         waits for the host then, and answers are read a batch later. By default everywhere but on
-        a CPU, where the host's work would take the cores that stages run on.
+        a CPU, where the host's work takes the cores that stages run on.
 
     Raises:
       InputError: a setting is out of range.
@@ -204,15 +220,22 @@ class _Pass:
             self._inbox.close()
 
     def _read(self, source: Iterable[Any]) -> None:
-        """In a thread of its own: the source may block."""
+        """In a thread of its own: the source may block, and stages run beside the checks."""
         error = None
         try:
             for x in source:
-                if not self._inbox.put((x, time.perf_counter())):
+                if not self._inbox.put(self._checked(x, time.perf_counter())):
                     return
         except BaseException as raised:
             error = raised
         self._inbox.put(_End(error))
+
+    def _checked(self, x: Any, now: float) -> _Arrived:
+        own, x = (x.id, x.x) if isinstance(x, Sample) else (None, x)
+        try:
+            return _Arrived(own, now, *self._stream.lanes.place(x))
+        except InputError as error:
+            return _Arrived(own, now, error=str(error))
 
     def _take_in(self) -> _End | None:
         """Take in the samples that are there, a batch at most; wait for one where none is."""
@@ -225,7 +248,7 @@ class _Pass:
                 return None
             if isinstance(item, _End):
                 return item
-            self._admit(*item)
+            self._admit(item)
             if self._is_full():
                 return None
         return None
@@ -250,31 +273,34 @@ class _Pass:
         _, since = next(iter(self._arrived.values()))
         return max(0.0, since + self._stream.max_wait_s - time.perf_counter())
 
-    def _admit(self, x: Any, now: float) -> None:
+    def _admit(self, sample: _Arrived) -> None:
         position, self._count = self._count, self._count + 1
-        own = x.id if isinstance(x, Sample) and x.id is not None else position
-        self._arrived[position] = (own, now)
-        try:
-            key, placed = self._stream.lanes.place(x.x if isinstance(x, Sample) else x)
-        except InputError as error:
-            self._note(position, error=str(error))
+        own = position if sample.id is None else sample.id
+        if sample.error is not None:
+            seconds = time.perf_counter() - sample.since
+            self._ready[position] = Result(
+                position=position, id=own, error=sample.error, seconds=seconds
+            )
             return
-        if key not in self._lanes:
-            self._lanes[key] = self._stream.new_lane(key, placed, self._answer)
-        self._lanes[key].add(position, placed)
+        self._arrived[position] = (own, sample.since)
+        if sample.lane not in self._lanes:
+            lane = self._stream.new_lane(sample.lane, sample.x, self._answer)
+            self._lanes[sample.lane] = lane
+        self._lanes[sample.lane].add(position, sample.x)
 
     def _answer(self, positions: list[int], logits: np.ndarray, left: list[int]) -> None:
-        finite = np.asarray(np.isfinite(logits).reshape(len(logits), -1).all(1))
+        now = time.perf_counter()
+        finite = np.isfinite(logits).reshape(len(logits), -1).all(1).tolist()
         for position, said, k, fine in zip(positions, logits, left, finite, strict=True):
-            if fine:
-                self._note(position, logits=said, exit_index=k)
-            else:
-                self._note(position, error="the network's answer is not finite: look at the sample")
-
-    def _note(self, position: int, **fields: Any) -> None:
-        own, since = self._arrived.pop(position)
-        seconds = time.perf_counter() - since
-        self._ready[position] = Result(position=position, id=own, seconds=seconds, **fields)
+            own, since = self._arrived.pop(position)
+            self._ready[position] = Result(
+                position=position,
+                id=own,
+                logits=said if fine else None,
+                exit_index=k if fine else FAILED,
+                error=None if fine else NOT_FINITE,
+                seconds=now - since,
+            )
 
     def _overdue(self) -> int:
         """Samples up to this position are not kept waiting; -1 where all may wait."""

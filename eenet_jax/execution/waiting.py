@@ -138,6 +138,8 @@ def oldest(waiting: Waiting, size: int) -> tuple[Standing, Bool[Array, " size"]]
 
 def with_room(waiting: Waiting, room: int) -> Waiting:
     """The same with so many rows, at least as many as wait."""
+    if room == waiting.ring.places.size:
+        return waiting
     ring, _ = oldest(waiting, room)
     return Waiting(ring, jnp.zeros_like(waiting.first), waiting.count)
 

@@ -117,7 +117,7 @@ class Exchange(nn.Module):
         for i, target in enumerate(branches):
             received = [self._bring(x, target, j, i, train) for j, x in enumerate(branches)]
             total = functools.reduce(operator.add, received)
-            fused.append(materialised_relu(total) if train else nn.relu(total))
+            fused.append(materialised_relu(total))
         return fused
 
     def _bring(self, x: Map, target: Map, source: int, to: int, train: bool) -> Map:

@@ -12,12 +12,14 @@ Maps = Float[Array, "*shape"]
 
 @jax.custom_vjp
 def materialised_relu(x: Maps) -> Maps:
-    """ReLU whose result, and whose gradient, are written to memory where a CPU trains.
+    """ReLU whose result, and whose gradient, are written to memory on a CPU.
 
     XLA there computes a sum again wherever it is used, and in it the sums that it is made of: the
-    time of a chain of residual blocks grows with the square of their number. A barrier doesn't
-    stop it, for it is gone by the time that loops are joined. Other compilers, and programs for
-    several devices, are left to choose.
+    time of a chain of residual blocks grows with the square of their number. Written once, nine
+    blocks in a row (ResNet-56) take 0.8 of the time, batch 1 to 128; of three in a row (ResNet-20)
+    64 images take 0.98 of it, and a single one, which feels the loop, 1.06. A barrier doesn't stop
+    XLA, for it is gone by the time that loops are joined. Other compilers, and programs for several
+    devices, are left to choose.
 
     Args:
       x: Feature maps.

@@ -42,7 +42,7 @@ class Block(nn.Module):
         if self.stride != 1 or x.shape[-1] != features:
             x = Conv(features, 1, self.stride, name="shortcut_conv")(x)
             x = BatchNorm(name="shortcut_bn")(x, train)
-        return materialised_relu(x + y) if train else nn.relu(x + y)
+        return materialised_relu(x + y)
 
     def _convs(self, features: int) -> list[tuple[int, int, int]]:
         """(channels, size, stride) of each convolution on the main path."""
