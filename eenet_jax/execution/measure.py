@@ -24,6 +24,7 @@ from eenet_jax.execution.prediction import ideal_share
 from eenet_jax.execution.samples import samples_of
 from eenet_jax.execution.strategies import BATCHED, Strategy, build_strategy
 from eenet_jax.execution.streaming import Stream
+from eenet_jax.pieces import in_pieces, suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
@@ -155,11 +156,23 @@ class Bench:
         sizes = [jax.tree.leaves(batch)[0].shape[0] for batch in batches]
         self.batch_size, self.samples = sizes[0], sum(sizes)
         self._full = jax.jit(network.apply)
-        self._last = jax.jit(lambda variables, x: network.apply(variables, x)[-1])
+        self._last = jax.jit(self._last_exit)
         outputs = [self._outputs(x) for x in self.batches]
         self.probs = np.concatenate([probs for probs, _ in outputs], axis=1)
         found = [measures for _, measures in outputs if measures is not None]
         self.measures = np.concatenate(found, axis=1) if found else None
+
+    def _last_exit(self, variables: PyTree, x: PyTree) -> jax.Array:
+        """The last head's logits, in the full pass's pieces; of `apply`'s, loops would keep all."""
+
+        def whole(variables: PyTree, carry: PyTree) -> jax.Array:
+            last = self.network.num_exits - 1
+            for k in range(last + 1):
+                carry, _ = self.network.stage(k, variables, carry, False, None)
+            return self.network.head(last, variables, carry, False, None)[0]
+
+        piece = min(suitable_pieces(self.network, variables, x))
+        return in_pieces(whole, piece)(variables, x)
 
     def _outputs(self, x: PyTree) -> tuple[np.ndarray, np.ndarray | None]:
         """The full network's softmax outputs and, for dense prediction, its measures."""

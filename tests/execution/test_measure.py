@@ -5,12 +5,14 @@ import io
 import json
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 from jaxtyping import Array, Float
 from replay import HandOn, exit_probs, replay_network
 from rich.console import Console
 
+from eenet_jax import networks, pieces
 from eenet_jax.artifacts import read_json
 from eenet_jax.data import datasets
 from eenet_jax.data.images import ImageSplit
@@ -263,3 +265,19 @@ def test_measurements_are_printed_as_a_table(bench):
     assert "1.25" in printed
     assert "50.0 25.0 25.0" in printed
     assert "100.00 %" in printed
+
+
+def test_the_last_exit_runs_no_other_head(monkeypatch):
+    network = networks.build(
+        "cnn", widths=(4, 4, 4), depths=(1, 1, 1), num_classes=3, input_shape=(8, 8, 1)
+    )
+    variables = network.init(jax.random.key(0))
+    images = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
+    monkeypatch.setattr(pieces, "CACHE_BYTES", 4 * 8 * 8 * 4 * 4)  # Four images.
+    bench = Bench(network, variables, [images], 1, "some device")
+    wanted = network.apply(variables, images)[-1]
+    # Without their weights no other head can be computed, and nobody misses them.
+    for tree in variables.values():
+        for name in ("head_0", "head_1"):
+            tree.pop(name, None)
+    np.testing.assert_allclose(bench._last(variables, images), wanted, rtol=1e-5, atol=1e-6)
