@@ -54,6 +54,14 @@ class StagedNetwork(Protocol):
         """An input [batch, …] to trace and warm up with."""
         ...
 
+    def prepared(self, variables: PyTree) -> PyTree:
+        """Variables for evaluation alone, computed on as far as they depend on nothing else.
+
+        Stages and heads answer the same with them; may be traced. Whatever runs stages in loops
+        calls it once before, for XLA takes nothing out of a loop of one round.
+        """
+        ...
+
     def stage(
         self, k: int, variables: PyTree, carry: PyTree, train: bool, key: jax.Array | None
     ) -> tuple[PyTree, Any]:

@@ -73,6 +73,10 @@ class BundleNetwork:
             return {"input_ids": ids, "attention_mask": jnp.ones(shape, jnp.int32)}
         return jnp.zeros(shape, jnp.float32)
 
+    def prepared(self, variables: PyTree) -> PyTree:
+        """As they are: exported stages take these and no others."""
+        return variables
+
     def stage(
         self, k: int, variables: PyTree, carry: PyTree, train: bool, key: jax.Array | None
     ) -> tuple[PyTree, Mapping[str, Any]]:

@@ -40,6 +40,7 @@ def compacted(
     """
 
     def run(variables: PyTree, x: PyTree) -> Answers:
+        variables = network.prepared(variables)
         if piece is None:
             pieces = suitable_pieces(network, variables, x)
         else:

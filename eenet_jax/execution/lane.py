@@ -32,7 +32,7 @@ class LanePrograms:
         self._piece = pieces[0]
         # A list is handed over in half the time that a dict of dicts takes: for hundreds of weights
         # half a millisecond a batch.
-        self._weights, self._structure = jax.tree.flatten(variables)
+        self._weights, self._structure = jax.tree.flatten(network.prepared(variables))
         self.batch = -(-jax.tree.leaves(x)[0].shape[0] // self._piece) * self._piece
         # A batch that is going through, one that arrives, and fewer than a piece behind each exit
         # but the last.

@@ -65,7 +65,7 @@ def _by_pieces(
             size = min(suitable_pieces(network, variables, x))
         else:
             size = checked_piece(piece)
-        return in_pieces(run, size)(variables, x)
+        return in_pieces(run, size)(network.prepared(variables), x)
 
     return on_devices(by_pieces, devices)
 

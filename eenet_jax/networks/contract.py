@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eenet_jax.errors import InputError
+from eenet_jax.networks.layers import folded
 from eenet_jax.pieces import cached_samples, in_pieces
 from eenet_jax.types import PyTree
 
@@ -120,6 +121,14 @@ class MultiExitNetwork:
             made = head.init(jax.random.fold_in(key, 2 * k + 1), carry, train=False)
             _adopt(variables, f"head_{k}", made)
         return variables
+
+    def prepared(self, variables: Variables) -> Variables:
+        """Variables for evaluation alone, every BatchNorm a factor and a constant; may be traced.
+
+        Args:
+          variables: As made by `init`.
+        """
+        return folded(variables)
 
     def stage(
         self, k: int, variables: Variables, carry: PyTree, train: bool, key: jax.Array | None

@@ -1,14 +1,20 @@
 """Convolution and BatchNorm as every backbone here uses them: NHWC, PyTorch's conventions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eenet_jax.networks.convolution import convolve
-from eenet_jax.networks.normalisation import batch_normalise, normalise
+from eenet_jax.networks.normalisation import (
+    batch_normalise,
+    factor_and_constant,
+    normalise,
+    scaled,
+)
 
 MOMENTUM = 0.9
 """Of the running statistics; PyTorch counts what is new, 0.1."""
@@ -70,6 +76,9 @@ class _Normalisation(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         shape = x.shape[-1:]
+        if not train and self.has_variable("batch_stats", "factor"):
+            both = (self.get_variable("batch_stats", name) for name in ("factor", "constant"))
+            return scaled(x, *map(jnp.asarray, both))
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         scale = self.param("scale", nn.initializers.ones, shape)
@@ -83,3 +92,29 @@ class _Normalisation(nn.Module):
             for running, now in zip((mean, variance), seen, strict=True):
                 running.value = MOMENTUM * running.value + (1 - MOMENTUM) * now
         return x
+
+
+def folded(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables in which every BatchNorm is a factor and a constant; for evaluation alone.
+
+    Args:
+      variables: `params` and `batch_stats`, or what this has given before; may be traced.
+    """
+    params, statistics = _folded(variables["params"], variables.get("batch_stats", {}))
+    return {**variables, "params": params, "batch_stats": statistics}
+
+
+def _folded(params: Mapping[str, Any], statistics: Mapping[str, Any]) -> tuple[dict, dict]:
+    if "mean" in statistics:
+        own = (statistics["mean"], statistics["var"], params["scale"], params["bias"])
+        # Jitted here, and not all of it: whatever is not computed on is not copied.
+        factor, constant = jax.jit(factor_and_constant)(*own)
+        return {}, {"factor": factor, "constant": constant}
+    if "factor" in statistics:
+        return dict(params), dict(statistics)
+    both = {name: _folded(params.get(name, {}), below) for name, below in statistics.items()}
+    kept = {name: below for name, below in params.items() if name not in both}
+    return (
+        kept | {name: below for name, (below, _) in both.items()},
+        {name: below for name, (_, below) in both.items()},
+    )

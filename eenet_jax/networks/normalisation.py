@@ -40,8 +40,20 @@ def normalise(x: Maps, mean: Channels, variance: Channels, scale: Channels, bias
       scale: Then the deviation.
       bias: Then the mean.
     """
+    return scaled(x, *factor_and_constant(mean, variance, scale, bias))
+
+
+def factor_and_constant(
+    mean: Channels, variance: Channels, scale: Channels, bias: Channels
+) -> tuple[Channels, Channels]:
+    """What `normalise` multiplies every channel by, and adds to it."""
     factor = lax.rsqrt(variance + EPSILON) * scale
-    factor, constant = _along(x, factor, bias - mean * factor)
+    return factor, bias - mean * factor
+
+
+def scaled(x: Maps, factor: Channels, constant: Channels) -> Maps:
+    """Feature maps, channel by channel, times a factor plus a constant, in their own dtype."""
+    factor, constant = _along(x, factor, constant)
     return (x * factor + constant).astype(x.dtype)
 
 

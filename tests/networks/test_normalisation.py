@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from eenet_jax import networks
 from eenet_jax.networks import whole_batch
 from eenet_jax.networks.layers import BatchNorm
 from eenet_jax.networks.normalisation import batch_normalise, moments
@@ -103,3 +104,32 @@ def test_of_a_part_of_a_batch_moments_and_gradients_are_those_of_all_of_it():
     expected = all_of(x, scale, bias, weighing)
     for each, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(each, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_folded_batchnorms_give_the_same_numbers_with_fewer_arrays():
+    network = networks.build(
+        "resnet", stage_blocks=(1, 1), exit_after=(1,), width=4, input_shape=(8, 8, 3)
+    )
+    draw = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: draw.uniform(0.5, 1.5, leaf.shape).astype(np.float32),
+        network.init(jax.random.key(0)),
+    )
+    images = jnp.asarray(draw.normal(size=(2, 8, 8, 3)), jnp.float32)
+    prepared = network.prepared(variables)
+    batchnorms = len(jax.tree.leaves(variables["batch_stats"])) // 2
+    # Of mean, variance, scale and bias two are left.
+    assert len(jax.tree.leaves(prepared)) == len(jax.tree.leaves(variables)) - 2 * batchnorms
+    kernel = prepared["params"]["stage_0"]["conv1"]["conv"]["kernel"]
+    assert kernel is variables["params"]["stage_0"]["conv1"]["conv"]["kernel"]
+    wanted = network.apply(variables, images)
+    np.testing.assert_allclose(network.apply(prepared, images), wanted, rtol=1e-5)
+    np.testing.assert_array_equal(
+        network.apply(network.prepared(prepared), images), network.apply(prepared, images)
+    )
+
+
+def test_a_network_without_batchnorms_is_prepared_as_it_is():
+    network = networks.build("bert", layers=2, width=8, heads=2, mlp_width=8, exit_after=(1,))
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    assert network.prepared(variables) == variables
