@@ -290,7 +290,7 @@ class _Pass:
 
     def _answer(self, positions: list[int], logits: np.ndarray, left: list[int]) -> None:
         now = time.perf_counter()
-        finite = np.isfinite(logits).reshape(len(logits), -1).all(1).tolist()
+        finite = np.asarray(np.isfinite(logits).reshape(len(logits), -1).all(1)).tolist()
         for position, said, k, fine in zip(positions, logits, left, finite, strict=True):
             own, since = self._arrived.pop(position)
             self._ready[position] = Result(
