@@ -161,5 +161,5 @@ class Lane:
         self._came[free] = self._steps
         self._before = self._state
         self._state = self._programs.step(self._state, batch, places, len(begun))
-        # While that runs, where it does.
+        # While that runs.
         self._hand_over(answered)
