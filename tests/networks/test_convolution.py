@@ -64,13 +64,28 @@ def test_one_cpu_works_in_pieces_and_several_devices_do_not(monkeypatch):
     assert "while" in in_pieces or "scan" in in_pieces
     # Nine rows from eight: what makes XLA use all cores.
     assert "4,9,9,20" in in_pieces
-    for size, stride in ((3, 1), (3, 2), (1, 1)):
-        x, kernel = arrays(4, 8, size, 3, 20)
+    for size, stride, side in ((3, 1, 8), (3, 2, 8), (3, 2, 7), (5, 2, 8), (1, 1, 8)):
+        x, kernel = arrays(4, side, size, 3, 20)
         loss = functools.partial(lambda stride, of, *at: (of(*at, stride) ** 2).sum(), stride)
         found = jax.jit(jax.value_and_grad(functools.partial(loss, convolve), (0, 1)))(x, kernel)
         expected = jax.value_and_grad(functools.partial(loss, reference), (0, 1))(x, kernel)
         for own, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("batch", "on_all_cores"), [("b", True), ("4", True), ("3", False)])
+def test_a_convolution_that_halves_uses_all_cores_where_there_are_some_samples(
+    monkeypatch, batch, on_all_cores
+):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    jax.clear_caches()
+    shape = jax.export.symbolic_shape(f"{batch}, 8, 9, 3")
+    x, kernel = arrays(5 if batch == "b" else int(batch), 8, 3, 3, 20)
+    given = [jax.ShapeDtypeStruct(each, jnp.float32) for each in (shape, kernel.shape)]
+    exported = jax.export.export(jax.jit(functools.partial(convolve, stride=2)))(*given)
+    assert ("lhs_dilate = [2, 1]" in exported.mlir_module()) == on_all_cores
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    close(exported.call(x, kernel), reference(x, kernel, 2))
 
 
 def test_sums_are_float32_whatever_the_maps_are():
