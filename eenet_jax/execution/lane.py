@@ -1,6 +1,7 @@
 """Samples of one shape on their way through a network, on the device, batch after batch."""
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,11 @@ from eenet_jax.types import PyTree
 
 Answer = Callable[[list[int], np.ndarray, list[int]], None]
 """Takes positions, their logits [positions, …] and their exits."""
+
+IN_FLIGHT = 3
+"""Batches whose memory is in use: one that is filled, one that waits, one that goes through."""
+ALIGNMENT = 64
+"""Bytes: memory that begins at a multiple of them a CPU device takes as it is, uncopied."""
 
 
 class LanePrograms:
@@ -104,6 +110,7 @@ class Lane:
         self._came = np.zeros(programs.places, np.int64)
         self._steps = 0
         self._begun: list[tuple[int, PyTree]] = []
+        self._batches: list[PyTree] = []
 
     def add(self, position: int, x: PyTree) -> None:
         """A sample arrives; a full batch is taken in."""
@@ -149,7 +156,9 @@ class Lane:
     def _take_in(self) -> None:
         begun, self._begun = self._begun, []
         filled = [x for _, x in begun] + [begun[0][1]] * (self._programs.batch - len(begun))
-        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *filled)
+        batch = jax.tree.map(
+            lambda room, *leaves: np.stack(leaves, out=room), self._room(filled[0]), *filled
+        )
         # Only now, so that stacking went on beside what was running.
         known = (self._before, self._steps - 1) if self._overlap else (self._state, self._steps)
         answered = self._answered(*known)
@@ -163,3 +172,23 @@ class Lane:
         self._state = self._programs.step(self._state, batch, places, len(begun))
         # While that runs.
         self._hand_over(answered)
+
+    def _room(self, x: PyTree) -> PyTree:
+        """Memory for a batch of such samples, which no step that is under way reads.
+
+        Before the last batch was handed over, the step two before it was known to be over. New
+        memory takes longer to get than to fill.
+        """
+        if len(self._batches) < IN_FLIGHT:
+            size = self._programs.batch
+            self._batches.append(
+                jax.tree.map(lambda leaf: _aligned((size, *leaf.shape), leaf.dtype), x)
+            )
+        return self._batches[self._steps % IN_FLIGHT]
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    count = math.prod(shape) * dtype.itemsize
+    memory = np.empty(count + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + count].view(dtype).reshape(shape)
