@@ -45,6 +45,16 @@ def test_resnet56_ends_in_larger_pieces_than_it_begins_in():
     assert cached_samples(network, variables, network.example(128)) == (16, 16, 32)
 
 
+def test_texts_go_in_smaller_pieces_for_the_sake_of_wider_maps_inside():
+    network = networks.build(
+        "bert", layers=2, width=384, heads=12, mlp_width=1536, exit_after=(1,), vocab_size=9
+    )
+    variables = jax.eval_shape(network.init, jax.random.key(0))
+    tokens = {name: np.ones((128, 64), np.int32) for name in ("input_ids", "attention_mask")}
+    # 64 tokens of width 384 are 96 KiB, of which half of 4 MiB holds 21.
+    assert cached_samples(network, variables, tokens) == (16, 16)
+
+
 def test_the_full_pass_in_pieces_gives_the_whole_ones_logits(monkeypatch):
     network = networks.build(
         "cnn", widths=(4, 4, 4), depths=(1, 1, 1), num_classes=3, input_shape=(8, 8, 1)
