@@ -17,7 +17,7 @@ def environment() -> dict[str, Any]:
         "command": _command(),
         "device": device_name(),
         "platform": device.platform,
-        "host": f"{platform.machine()}, {_cores()} cores",
+        "host": f"{platform.machine()}, {cores()} cores",
         "jax": jax.__version__,
         "python": platform.python_version(),
     }
@@ -35,7 +35,7 @@ def device_name() -> str:
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{len(jax.devices())} x {device.device_kind}"
-    return f"{_processor()}, {_cores()} cores"
+    return f"{_processor()}, {cores()} cores"
 
 
 def _processor() -> str:
@@ -58,5 +58,5 @@ def _named(cpuinfo: str) -> str:
     return f"{name} (family {fields['cpu family']}, model {fields['model']})"
 
 
-def _cores() -> int:
+def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-import jax
-
 from eenet_jax.execution.decision import Answers
+from eenet_jax.execution.sides import SideBySide
 from eenet_jax.scheduler.parallel import Devices, over_devices
 from eenet_jax.types import PyTree
 
@@ -14,11 +13,11 @@ __all__ = ["Devices", "on_devices"]
 def on_devices(
     run: Callable[[PyTree, PyTree], Answers], devices: Devices
 ) -> Callable[[PyTree, PyTree], Answers]:
-    """`run` jitted, for one device, or under `jax.shard_map` for its part of the batch.
+    """`run` jitted, for one device (`SideBySide`), or under `jax.shard_map` for parts of a batch.
 
     Args:
-      run: A function (variables, batch) → `Answers`.
+      run: A function (variables, batch) → `Answers`, each sample's own.
       devices: Of this process; one or none asks for no sharding. With more, answers come as
         NumPy arrays, and batches that don't divide are filled up meanwhile.
     """
-    return jax.jit(run) if len(devices) < 2 else over_devices(run, devices)
+    return SideBySide(run) if len(devices) < 2 else over_devices(run, devices)

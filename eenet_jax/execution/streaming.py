@@ -18,14 +18,19 @@ import numpy as np
 
 from eenet_jax.errors import InputError
 from eenet_jax.execution.inbox import Inbox
-from eenet_jax.execution.lane import Answer, Lane, LanePrograms
+from eenet_jax.execution.lane import Answer, Lane
 from eenet_jax.execution.lane_choice import Lanes
+from eenet_jax.execution.lane_programs import LanePrograms
+from eenet_jax.execution.sides import number_of_sides
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
 
 FAILED = -1
 """The exit of a sample without an answer."""
+
+GLANCE_S = 0.001
+"""Between two looks at whether a batch is through, while another could begin beside it."""
 
 NOT_FINITE = "the network's answer is not finite: look at the sample"
 
@@ -101,6 +106,9 @@ class Stream:
       overlap: Whether the device is handed a batch while the one before is going through: it never
         waits for the host then, and answers are read a batch later. By default everywhere but on
         a CPU, where the host's work takes the cores that stages run on.
+      tracks: Batches that are on their way at once, each among those who wait on its own track. By
+        default two on a CPU of several cores, which fill each other's gaps, else one. With one, a
+        sample is answered a batch sooner.
 
     Raises:
       InputError: a setting is out of range.
@@ -118,19 +126,25 @@ class Stream:
         capacity: int | None = None,
         lengths: Sequence[int] | None = None,
         overlap: bool | None = None,
+        tracks: int | None = None,
     ):
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} must be at least 1")
         if max_wait_s is not None and not max_wait_s > 0:
             raise InputError(f"max_wait_s is {max_wait_s}: give seconds above 0, or None")
+        if tracks is not None and tracks < 1:
+            raise InputError(
+                f"tracks is {tracks}: give 1 or more, or None for what suits the device"
+            )
         self._network, self._variables, self._policy = network, variables, policy
         self.batch_size, self.ordered = batch_size, ordered
         self.overlap = jax.default_backend() != "cpu" if overlap is None else overlap
         self.max_wait_s = float("inf") if max_wait_s is None else max_wait_s
         self.lanes = Lanes(network, lengths)
-        # A lane holds a batch that begins, one that goes through, and at most as many behind each
-        # exit.
-        most = self.lanes.count * (network.num_exits + 2) * batch_size
+        self.tracks = number_of_sides() if tracks is None else tracks
+        # A track of a lane holds a batch that begins, one that goes through, and at most as many
+        # behind each exit.
+        most = self.lanes.count * self.tracks * (network.num_exits + 2) * batch_size
         self.capacity = most if capacity is None else capacity
         if self.capacity < 2 * batch_size:
             raise InputError(
@@ -154,7 +168,7 @@ class Stream:
         if key not in self._programs:
             alone = jax.tree.map(lambda leaf: leaf[None].repeat(self.batch_size, 0), x)
             self._programs[key] = LanePrograms(self._network, self._policy, self._variables, alone)
-        return Lane(self._programs[key], answer, self.overlap)
+        return Lane(self._programs[key], answer, self.overlap, self.tracks)
 
     def answers(self, samples: Iterable[Any]) -> list[Result]:
         """Results of samples that all have an answer, in the order of arrival.
@@ -254,10 +268,22 @@ class _Pass:
         return None
 
     def _wait(self) -> None:
-        """Nothing has come: see to what is running, then wait as long as nobody is overdue."""
-        self._settle()
+        """Nothing has come: see to what is running, and wait as long as nobody is overdue."""
+        running = self._see_to_what_runs()
+        patience = self._patience()
+        if running:
+            # Whichever is first: a sample, or the end of what is running.
+            patience = GLANCE_S if patience is None else min(patience, GLANCE_S)
         if not any(self._may_go(position) for position in self._ready):
-            self._inbox.wait(self._patience())
+            self._inbox.wait(patience)
+
+    def _see_to_what_runs(self) -> bool:
+        """Hand over what is answered. Whether something still runs that another may run beside."""
+        if self._stream.tracks == 1:
+            self._settle()
+            return False
+        running = [lane.hand_over() for lane in self._lanes.values()]
+        return any(running)
 
     def _settle(self) -> None:
         for lane in self._lanes.values():

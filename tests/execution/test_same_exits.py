@@ -16,7 +16,7 @@ from replay import exit_probs, replay_network, streamed
 
 from eenet_jax import networks
 from eenet_jax.errors import InputError
-from eenet_jax.execution import lane
+from eenet_jax.execution import lane_programs
 from eenet_jax.execution.buckets import default_buckets
 from eenet_jax.execution.carry_over import carried_over
 from eenet_jax.execution.compacted import compacted
@@ -185,7 +185,7 @@ def _in_pieces(pieces: tuple[int, ...], backend: str):
     stream = streamed(network, policy, batch_size=pieces[0] + 1)
     nothing = np.zeros((13, len(pieces), CLASSES), np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lane, "suitable_pieces", lambda network, variables, x: pieces)
+        patch.setattr(lane_programs, "suitable_pieces", lambda network, variables, x: pieces)
         patch.setattr(jax, "default_backend", lambda: backend)
         compacting(NOTHING, nothing)
         stream(NOTHING, nothing[:1])

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from replay import exit_probs, replay_network
 
 from eenet_jax.errors import InputError
-from eenet_jax.execution import lane
+from eenet_jax.execution.lane_programs import LanePrograms
 from eenet_jax.execution.streaming import Result, Sample, Stream
 from eenet_jax.networks import MultiExitNetwork
 from eenet_jax.policies.max_prob import MaxProb
@@ -25,7 +25,8 @@ EXITS, CLASSES = 3, 4
 NOTHING = {"params": {}, "batch_stats": {}}
 LENGTHS = (6, 16)
 CAPACITY = 100
-MODES = ("as they come", "ordered", "overlapping")
+MODES = ("as they come", "ordered", "overlapping", "two tracks", "two tracks in order")
+IN_ORDER = ("ordered", "two tracks in order")
 
 
 class HandOnTokens(nn.Module):
@@ -104,7 +105,7 @@ def _as_input(sample):
 
 @pytest.fixture(scope="module")
 def streams():
-    """One for each way of handing out, and one that overlaps, compiled once."""
+    """One for each way of going through and of handing out, compiled once."""
     made = {
         mode: Stream(
             TEXTS,
@@ -113,9 +114,10 @@ def streams():
             batch_size=16,
             lengths=LENGTHS,
             max_wait_s=0.05,
-            ordered=mode == "ordered",
+            ordered=mode in IN_ORDER,
             capacity=CAPACITY,
             overlap=mode == "overlapping",
+            tracks=2 if mode.startswith("two tracks") else 1,
         )
         for mode in MODES
     }
@@ -136,7 +138,7 @@ _texts = st.lists(st.integers(0, 50), min_size=1, max_size=LENGTHS[-1]).map(np.a
 def test_every_sample_is_answered_once(streams, samples, mode):
     results = list(streams[mode](map(_as_input, samples)))
     _check(results, samples)
-    if mode == "ordered":
+    if mode in IN_ORDER:
         assert [result.position for result in results] == list(range(len(samples)))
 
 
@@ -171,7 +173,7 @@ def test_many_samples_with_pauses_and_faults(streams, mode, count):
         if len(results) % 4_000 == 0:
             time.sleep(0.2)
     _check(results, source.samples)
-    if mode == "ordered":
+    if mode in IN_ORDER:
         assert [result.position for result in results] == list(range(len(results)))
     # On their way or held back; and in the queue and in the reader's hands.
     assert most <= CAPACITY + 16 + 2
@@ -285,20 +287,55 @@ def test_stages_run_full_batches_whatever_share_leaves(streams):
         )
 
 
-def test_an_ordered_stream_is_not_held_up_where_few_leave(monkeypatch):
+@pytest.mark.parametrize("tracks", [1, 2])
+def test_an_ordered_stream_is_not_held_up_where_few_leave(tracks, monkeypatch):
     """Whoever waits behind an exit goes on before too many wait for it to be handed out."""
-    flushes, finish = [], lane.LanePrograms.finish
-    monkeypatch.setattr(
-        lane.LanePrograms, "finish", lambda self, state: flushes.append(1) or finish(self, state)
-    )
+    flushes, finish = [], LanePrograms.finish
+    monkeypatch.setattr(LanePrograms, "finish", lambda *given: flushes.append(1) or finish(*given))
     logits = np.zeros((40 * 64, EXITS, CLASSES), np.float32)
     leave = np.where(np.random.default_rng(0).random(len(logits)) < 0.02, 0, EXITS - 1)
     logits[np.arange(len(logits)), leave, 0] = 9.0
-    stream = Stream(replay_network(EXITS, CLASSES), NOTHING, POLICY, batch_size=64, ordered=True)
+    stream = Stream(
+        replay_network(EXITS, CLASSES), NOTHING, POLICY, batch_size=64, ordered=True, tracks=tracks
+    )
     results = list(stream(logits))
     assert [result.exit_index for result in results] == leave.tolist()
     # At the end alone.
-    assert len(flushes) == 1
+    assert len(flushes) == tracks
+
+
+def test_batches_take_turns_on_the_tracks():
+    """Survivors wait among those of their own track: no piece has samples of both."""
+    seen = [[] for _ in range(EXITS)]
+    stages = [_Reporting(seen[k].append) for k in range(EXITS)]
+    stream = Stream(replay_network(EXITS, CLASSES, stages), NOTHING, POLICY, batch_size=4, tracks=2)
+    logits = np.zeros((24, EXITS, CLASSES), np.float32)
+    # Half of each batch leaves at the first exit, and everybody else at the second.
+    logits[:, 1, 1] = 9.0
+    logits[::2, 0, 0] = 9.0
+    logits[:, -1, 0] = np.arange(24)
+    results = sorted(stream(logits), key=lambda result: result.position)
+    jax.effects_barrier()
+    assert [result.exit_index for result in results] == [0, 1] * 12
+    begun, later, last = ([sorted(rows) for rows in each] for each in seen)
+    assert sorted(begun) == [list(range(i, i + 4)) for i in range(0, 24, 4)]
+    # Batches 0, 2 and 4, and 1, 3 and 5; what waits at the end is filled up to two.
+    assert sorted(later) == [[1, 3, 9, 11], [5, 7, 13, 15], [17, 19], [21, 23]]
+    assert last == []
+
+
+class _Reporting(nn.Module):
+    """A stage that changes nothing and reports the first logit of the last exit of every row."""
+
+    report: Callable[[list[int]], None]
+
+    @nn.compact
+    def __call__(self, logits: Float[Array, "batch exits classes"], train: bool):
+        def tell(rows: np.ndarray) -> None:
+            self.report(np.asarray(rows).astype(int).tolist())
+
+        jax.debug.callback(tell, logits[:, -1, 0])
+        return logits
 
 
 def test_answers_that_are_not_finite_are_errors():
@@ -332,6 +369,7 @@ class _Overflow(nn.Module):
         ({"max_wait_s": 0.0}, "max_wait_s is 0.0"),
         ({"max_wait_s": float("nan")}, "max_wait_s is nan"),
         ({"batch_size": 0}, "batch_size 0 must be at least 1"),
+        ({"tracks": 0}, "tracks is 0: give 1 or more, or None"),
         ({"lengths": ()}, r"lengths .* must be one or more, from 1 to 16"),
     ],
 )
