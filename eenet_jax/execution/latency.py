@@ -14,13 +14,14 @@ from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
 from eenet_jax.execution.decision import Reached, compile_advance, start
+from eenet_jax.execution.sides import number_of_sides, on_side
 from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.timing import measure, measure_in_turn
 from eenet_jax.types import PyTree
 
-FORMAT = "eenet_jax.stage_latency.3"
+FORMAT = "eenet_jax.stage_latency.4"
 LONG_SECONDS = 12.0
 
 
@@ -40,6 +41,9 @@ class StageLatency:
         `suitable_pieces`; the largest size where that is the whole batch.
       sample_shape: Of what was measured, without the batch axis; of tokens, (length,). Empty
         where that is not known.
+      beside: What two batches of the same size take at once, through the full network, over what
+        they take one after the other, [sizes]; None where the device is given one program at a
+        time, see `execution/sides.py`.
     """
 
     device: str
@@ -49,9 +53,14 @@ class StageLatency:
     call_seconds: float
     pieces: tuple[int, ...]
     sample_shape: tuple[int, ...] = ()
+    beside: Float[np.ndarray, " sizes"] | None = None
 
     def __post_init__(self):
         shape = (len(self.seconds), len(self.sizes))
+        if self.beside is not None and self.beside.shape != shape[1:]:
+            raise InputError(
+                f"beside {self.beside.shape} is not of {len(self.sizes)} sizes: measure again"
+            )
         if self.seconds.shape != shape or self.full_seconds.shape != shape[1:]:
             raise InputError(
                 f"seconds {self.seconds.shape} and full_seconds {self.full_seconds.shape} are not"
@@ -62,9 +71,9 @@ class StageLatency:
                 f"pieces {list(self.pieces)} are not one for each of {len(self.seconds)} stages:"
                 " measure again"
             )
-        for name in ("seconds", "full_seconds"):
+        for name in ("seconds", "full_seconds", "beside"):
             values = getattr(self, name)
-            if not (np.isfinite(values) & (values > 0)).all():
+            if values is not None and not (np.isfinite(values) & (values > 0)).all():
                 raise InputError(f"{name} of '{self.device}' are not all positive: measure again")
 
     @property
@@ -79,6 +88,10 @@ class StageLatency:
     def full_pass_seconds(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
         """Seconds of the full network on batches of these sizes: between those measured."""
         return self._between(self.full_seconds, rows)
+
+    def share_beside(self, rows: int) -> float:
+        """`beside` of a batch of this size: between those measured; 1 where it is None."""
+        return 1.0 if self.beside is None else float(np.interp(rows, self.sizes, self.beside))
 
     def _between(self, seconds: Float[np.ndarray, " sizes"], rows) -> np.ndarray:
         rows = np.asarray(rows, np.float64)
@@ -100,6 +113,7 @@ class StageLatency:
                 "full_seconds": self.full_seconds.tolist(),
                 "call_seconds": self.call_seconds,
                 "pieces": list(self.pieces),
+                "beside": None if self.beside is None else self.beside.tolist(),
             },
         )
 
@@ -133,7 +147,7 @@ def measure_stage_latency(
     steps = [compile_advance(network, policy, k) for k in range(network.num_exits)]
     full, begin = jax.jit(network.apply), jax.jit(lambda x: start(network, x))
     pieces = suitable_pieces(network, variables, _batch_of(x, sizes[-1]))
-    seconds, full_seconds = [], []
+    seconds, full_seconds, beside = [], [], []
     for size in sizes:
         batch = _batch_of(x, size)
         calls = [lambda batch=batch: jax.block_until_ready(full(variables, batch))]
@@ -143,6 +157,8 @@ def measure_stage_latency(
         whole, *parts = measure_in_turn(named, repeats, limit_s).values()
         full_seconds.append(whole.median_s)
         seconds.append(_stage_medians(np.asarray([part.seconds for part in parts])))
+        if number_of_sides() > 1:
+            beside.append(_share_beside(calls[0], repeats, limit_s / 2))
     return StageLatency(
         device=device_name(),
         sizes=sizes,
@@ -151,7 +167,21 @@ def measure_stage_latency(
         call_seconds=_call_seconds(),
         pieces=pieces,
         sample_shape=shape_of_sample(x),
+        beside=np.asarray(beside) if beside else None,
     )
+
+
+def _share_beside(call: Callable[[], Any], repeats: int, limit_s: float) -> float:
+    """Twice the call at once, over twice the call."""
+
+    def at_once() -> None:
+        other = on_side(0, call)
+        call()
+        other.result()
+
+    calls = {"alone": call, "at once": at_once}
+    alone, both = measure_in_turn(calls, repeats, limit_s).values()
+    return float(np.median(np.asarray(both.seconds) / (2 * np.asarray(alone.seconds))))
 
 
 def _stage_medians(
@@ -249,6 +279,7 @@ def load_stage_latency(path: str | Path) -> StageLatency:
             call_seconds=float(value["call_seconds"]),
             pieces=tuple(map(int, value["pieces"])),
             sample_shape=tuple(value["sample_shape"]),
+            beside=None if value["beside"] is None else np.asarray(value["beside"], np.float64),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"'{path}' is damaged ({error}): measure again") from None

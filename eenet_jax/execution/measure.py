@@ -20,6 +20,7 @@ from eenet_jax.execution.latency import (
     cached_stage_latency,
     measure_stage_latency,
 )
+from eenet_jax.execution.masked import answered_in_full
 from eenet_jax.execution.prediction import ideal_share
 from eenet_jax.execution.samples import samples_of
 from eenet_jax.execution.strategies import BATCHED, Strategy, build_strategy
@@ -30,8 +31,11 @@ from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
 
 STRATEGIES = (*BATCHED, "streaming", "auto")
-REFERENCES = ("full", "last_exit")
-"""What no policy decides on: the full network, and its last exit alone."""
+DECIDING = "full_with_decisions"
+REFERENCES = ("full", DECIDING, "last_exit")
+"""What runs whole, whatever the policy says: the full network's own pass; every exit for everybody
+and the policy's answers, as `auto` runs them where leaving early is not worth it; and the last
+exit alone."""
 LONG_SECONDS = 60.0
 """Of timed stages of one size, after which no turn begins."""
 LATENCY_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -44,8 +48,10 @@ class Measurement:
     Attributes:
       policy: Its name.
       budget: As given when it was fitted.
-      strategy: "full" (every exit for everybody), "last_exit" (the backbone and its last head
-        alone), or one of `STRATEGIES`.
+      strategy: "full" (every exit for everybody), "full_with_decisions" (that, and the policy's
+        answers, by the same means as the other strategies: what is saved beside it is saved by
+        leaving early alone), "last_exit" (the backbone and its last head alone), or one of
+        `STRATEGIES`.
       batch_size: Samples a batch.
       samples: Samples in one timed pass.
       samples_per_second: At the median pass.
@@ -238,6 +244,8 @@ class Bench:
             return self._fixed(self._full)
         if name == "last_exit":
             return self._fixed(self._last)
+        if name == DECIDING:
+            return self._batched(answered_in_full(self.network, policy))
         if name == "streaming":
             return self._streaming(policy)
         if name == "auto":

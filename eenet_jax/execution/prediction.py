@@ -7,7 +7,7 @@ gains by a piece of its own that is larger than the network's, as stages are tim
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -16,9 +16,11 @@ from scipy.special import gammaln, xlog1py, xlogy
 from eenet_jax.errors import InputError
 from eenet_jax.execution.buckets import measured_buckets
 from eenet_jax.execution.latency import StageLatency
+from eenet_jax.execution.sides import SIDES
 from eenet_jax.execution.sizes import switch_sizes
 
 RATE_SUM_TOLERANCE = 1e-6
+_Seconds = Callable[[StageLatency, np.ndarray, int], float]
 STREAM_SECONDS = 12e-6
 """What a stream's host does for a sample: checks it, queues it and hands its answer over. It took
 9 to 14 µs on a core (AMD EPYC)."""
@@ -37,6 +39,9 @@ def predict(
     - "host_compacted": a stage on its survivors, in the cheapest buckets that hold them.
     - "streaming": in one program a batch, every stage on pieces filled by survivors of many; and
       `STREAM_SECONDS` a sample.
+
+    Where the table says what programs gain beside one another (`StageLatency.beside`), "masked" and
+    "compacted" run both halves of a batch at once, and a stream two batches.
 
     Args:
       latency: Of every stage.
@@ -115,13 +120,26 @@ def _streaming(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
         piece = min(latency.pieces[k], batch)
         each = float(_work(latency, k, np.asarray([piece]), piece, batch)[0])
         seconds += batch / piece * float(chance) * each
-    return seconds
+    # Other batches go through at once.
+    return seconds * latency.share_beside(batch)
 
 
-_SECONDS = {
+def _side_by_side(seconds: _Seconds) -> _Seconds:
+    """Of a strategy that runs both halves of a batch at once, where the device does that."""
+
+    def of_both(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
+        if latency.beside is None or batch < SIDES:
+            return seconds(latency, reach, batch)
+        part = -(-batch // SIDES)
+        return SIDES * latency.share_beside(part) * seconds(latency, reach, part)
+
+    return of_both
+
+
+_SECONDS: dict[str, _Seconds] = {
     "full": _full,
-    "masked": _masked,
-    "compacted": _compacted,
+    "masked": _side_by_side(_masked),
+    "compacted": _side_by_side(_compacted),
     "host_compacted": _host_compacted,
     "streaming": _streaming,
 }

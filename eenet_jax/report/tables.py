@@ -18,8 +18,11 @@ BUDGET_SLACK = 1e-6
 
 MISSING = "-"
 
-FIXED_STRATEGIES = ("full", "last_exit")
+FIXED_STRATEGIES = ("full", "full_with_decisions", "last_exit")
 """What every sample is sent through, whatever the policy; the others are adaptive."""
+
+REFERENCES = {"full_with_decisions": "full with decisions", "last_exit": "last exit alone"}
+"""Those of them that are shown beside the full network, and what they are called."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -269,12 +272,12 @@ def speed_table(sources: Sources) -> Table | None:
     for key in settings:
         # The ideal is a property of the policy, whatever ran it: one strategy's entries tell it.
         entries = next(found[(*key, s)] for s in strategies if (*key, s) in found)
-        shown = ["last_exit", *strategies]
+        shown = [*REFERENCES, *strategies]
         cells = [_speedup_cell(found.get((*key, strategy), [])) for strategy in shown]
         rows.append((*key, mean_sd(numbers(entries, "ideal_speedup"), 2), *cells))
     return Table(
         title="Measured speed-up over the full network",
-        header=("policy", "budget", "batch", "ideal", "last exit alone", *strategies),
+        header=("policy", "budget", "batch", "ideal", *REFERENCES.values(), *strategies),
         rows=tuple(rows),
         note=_speed_note([entry for entries in found.values() for entry in entries]),
     )

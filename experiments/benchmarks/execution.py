@@ -22,6 +22,7 @@ The last line is JSON with every figure by name.
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -247,7 +248,8 @@ def plans(
     ]
     table = validate(latency, measured)
     fitted = fit_device(latency, flops)
-    model = validate(fitted.table(flops, latency.sizes), measured)
+    modelled = dataclasses.replace(fitted.table(flops, latency.sizes), beside=latency.beside)
+    model = validate(modelled, measured)
     errors = {
         "table": float(np.median([abs(row.relative_error) for row in table])),
         "model": float(np.median([abs(row.relative_error) for row in model])),

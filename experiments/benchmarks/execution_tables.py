@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eenet_jax.environment import device_name
-from eenet_jax.execution.measure import STRATEGIES
+from eenet_jax.execution.measure import DECIDING, STRATEGIES
 from eenet_jax.execution.prediction import Validation
 from eenet_jax.report.tables import Table
 
@@ -31,12 +31,34 @@ def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) 
     return Table(title=title, header=header, rows=tuple(tuple(line) for line in lines))
 
 
+BESIDE = ("compacted", "streaming")
+"""Of which it is told what is realised beside the full network that decides, too."""
+
+
+def realised_beside(row: Mapping[str, Any], deciding: Mapping[str, Any]) -> float | None:
+    """The realised saving over the ideal one, `T_full` being the full network with decisions.
+
+    Both go through in the same way, so that this is what leaving early saves alone.
+
+    Args:
+      row: Of a strategy.
+      deciding: Of the full network with decisions, the same policy and batch size.
+    """
+    saved = 1 - 1 / row["ideal_speedup"]
+    return (1 - deciding["speedup"] / row["speedup"]) / saved if saved > 1e-9 else None
+
+
 def realised_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Realised over ideal, and how long samples wait."""
     lines = []
     for key in dict.fromkeys((row["network"], row["batch"], row["mix"]) for row in rows):
         here = {r["strategy"]: r for r in rows if (r["network"], r["batch"], r["mix"]) == key}
         realised = [here.get(name, {}).get("realised_over_ideal") for name in STRATEGIES]
+        deciding = here.get(DECIDING)
+        realised += [
+            realised_beside(here[name], deciding) if deciding and name in here else None
+            for name in BESIDE
+        ]
         cells = ["" if ratio is None else f"{ratio:.2f}" for ratio in realised]
         latency = "{p50_ms:.3g} / {p95_ms:.3g}"
         names = ("full", "compacted", "streaming")
@@ -44,8 +66,9 @@ def realised_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         picked = here.get("auto", {}).get("picked", "").split(":")[0]
         lines.append([*map(str, key), *cells, *waits, picked])
     headings = [
-        "network", "batch", "mix", *STRATEGIES, "full p50 / p95 ms", "compacted", "streaming",
-        "auto picked",
+        "network", "batch", "mix", *STRATEGIES,
+        *(f"{name}, beside full with decisions" for name in BESIDE),
+        "full p50 / p95 ms", "compacted", "streaming", "auto picked",
     ]  # fmt: skip
     title = f"Realised over ideal saving, p50 / p95 latency in ms, {device_name()}"
     return _table(title, headings, lines)

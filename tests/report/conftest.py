@@ -231,7 +231,13 @@ def _comparison(world: World, seed: int) -> list[dict]:
     ]
 
 
-SHARES = {"full": 0.0, "last_exit": 0.0, "masked": 0.35, "compacted": 0.8}
+SHARES = {
+    "full": 0.0,
+    "full_with_decisions": 0.0,
+    "last_exit": 0.0,
+    "masked": 0.35,
+    "compacted": 0.8,
+}
 
 
 def execution(world: World, batches: tuple[int, ...] = (1, 32)) -> list[dict]:
@@ -241,7 +247,7 @@ def execution(world: World, batches: tuple[int, ...] = (1, 32)) -> list[dict]:
         for budget in world.budget_texts:
             ideal = world.costs[-1] / float(budget)
             for strategy, share in SHARES.items():
-                fixed = {"full": 1.0, "last_exit": 1.05}.get(strategy)
+                fixed = FIXED.get(strategy)
                 speedup = fixed or ideal * share * (0.7 + 0.01 * batch)
                 entries.append(
                     {
