@@ -59,4 +59,5 @@ def _named(cpuinfo: str) -> str:
 
 
 def cores() -> int:
+    """That this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

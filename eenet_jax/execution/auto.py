@@ -26,7 +26,7 @@ SHORT_PASSES, LEAST_SECONDS = 15, 0.1
 WORTH_IT = 0.97
 """A strategy that takes more than this share of the full network's time, decisions included, is not
 picked."""
-DECIDING = "full with decisions"
+DECIDING = "full_with_decisions"
 """What "full" stands for where it is picked: every exit for everybody, and the policy's answers."""
 TRIED = 2
 """Strategies that are compiled and tried, those predicted to be fastest."""
@@ -78,7 +78,7 @@ def choose_strategy(
       exit_rates: Share of samples that is expected to leave at each exit, e.g. on validation.
       names: What to choose from, besides "full"; "streaming" only where samples need not be
         answered batch by batch.
-      ready: Strategies that are compiled already, by their names.
+      ready: Strategies that are compiled already, by their names; `DECIDING` is one.
 
     Raises:
       InputError: there are no batches, or the rates are not of this network.
@@ -88,7 +88,9 @@ def choose_strategy(
     sizes = [jax.tree.leaves(x)[0].shape[0] for x in batches]
     predicted = {name: predict(latency, exit_rates, sizes[0], name) for name in ("full", *names)}
     adaptive = sorted((n for n in predicted if n != "full"), key=lambda name: predicted[name])
-    made: dict[str, Strategy] = {"full": answered_in_full(network, policy)}
+    whole = ready.get(DECIDING) or answered_in_full(network, policy)
+    assert not isinstance(whole, Stream)
+    made: dict[str, Strategy] = {"full": whole}
     passes: dict[str, Callable[[], Any]] = {
         "full": functools.partial(_run_all, jax.jit(network.apply), variables, batches),
         DECIDING: functools.partial(_run_all, made["full"], variables, batches),

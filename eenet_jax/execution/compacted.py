@@ -30,6 +30,8 @@ def compacted(
 ) -> Callable[[PyTree, PyTree], Answers]:
     """A function (variables, batch) → `Answers`, jitted.
 
+    On a CPU of several cores that program runs on both halves of a batch at once, see `sides.py`.
+
     Args:
       network: The network.
       policy: Fitted for its exits.

@@ -1,7 +1,8 @@
 """Samples of one shape on their way through a network, on the device, batch after batch."""
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -31,12 +32,19 @@ class Lane:
         one's.
       tracks: Batches that go through at once, beside each other, survivors waiting among those of
         their own track.
+      sides: Of the processor, of which each step takes the next; None: the thread that takes in.
     """
 
-    def __init__(self, programs: LanePrograms, answer: Answer, overlap: bool, tracks: int):
+    def __init__(
+        self,
+        programs: LanePrograms,
+        answer: Answer,
+        overlap: bool,
+        tracks: int,
+        sides: Iterator[int | None],
+    ):
         self._batch, self._answer = programs.batch, answer
-        sides = range(tracks) if tracks > 1 else [None]
-        self._tracks = [_Track(programs, overlap, side) for side in sides]
+        self._tracks = [_Track(programs, overlap, sides) for _ in range(tracks)]
         self._turns = 0
         self._begun: list[tuple[int, PyTree]] = []
 
@@ -58,19 +66,26 @@ class Lane:
             self._hand_over(track.answered())
         return len(over) < len(self._tracks)
 
-    def holds_up_to(self, position: int) -> bool:
-        """Whether a sample of this position or an earlier one is on its way here."""
-        arrived = self._begun[0][0] if self._begun else position + 1
-        return arrived <= position or any(track.holds_up_to(position) for track in self._tracks)
-
     def finish(self) -> None:
         """Answer everybody who is here."""
-        if self._begun:
+        self.hurry(sys.maxsize)
+
+    def hurry(self, position: int) -> None:
+        """Answer everybody up to a position, and who waits on the same tracks."""
+        if self._begun and self._begun[0][0] <= position:
             self._take_in()
+        # Whoever has an answer by now hurries nobody.
+        for track in self._holding(position):
+            self._hand_over(track.answered())
+        late = self._holding(position)
         # All of them before any is waited for.
-        for track in self._tracks:
+        for track in late:
             track.finish()
-        self.settle()
+        for track in late:
+            self._hand_over(track.answered())
+
+    def _holding(self, position: int) -> list["_Track"]:
+        return [track for track in self._tracks if track.holds_up_to(position)]
 
     def _take_in(self) -> None:
         begun, self._begun = self._begun, []
@@ -90,11 +105,11 @@ class _Track:
     Args:
       programs: What runs here.
       overlap: See `Lane`.
-      side: Of the processor; None: in the thread that takes in.
+      sides: See `Lane`.
     """
 
-    def __init__(self, programs: LanePrograms, overlap: bool, side: int | None):
-        self._programs, self._overlap, self._side = programs, overlap, side
+    def __init__(self, programs: LanePrograms, overlap: bool, sides: Iterator[int | None]):
+        self._programs, self._overlap, self._sides = programs, overlap, sides
         self._state = self._before = programs.empty()
         self._positions = np.full(programs.places, -1, np.int64)
         # The step that each place's sample came with, and how many there have been.
@@ -117,8 +132,7 @@ class _Track:
 
     def finish(self) -> None:
         """Begin to answer everybody who is here."""
-        if (self._positions >= 0).any():
-            self._state = self._programs.finish(self._state, self._side)
+        self._state = self._programs.finish(self._state, next(self._sides))
 
     def take_in(self, begun: list[tuple[int, PyTree]]) -> Answered | None:
         """Begin a batch of positions and samples, or a part of one: who was answered before it."""
@@ -136,7 +150,7 @@ class _Track:
         self._steps += 1
         self._came[free] = self._steps
         self._before = self._state
-        self._state = self._programs.step(self._state, batch, places, len(begun), self._side)
+        self._state = self._programs.step(self._state, batch, places, len(begun), next(self._sides))
         return answered
 
     def _answered(self, known: Begun, steps: int) -> Answered | None:

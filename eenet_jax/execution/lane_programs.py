@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from eenet_jax.execution.carry_over import NOBODY, CarryOver, State
-from eenet_jax.execution.sides import on_side
+from eenet_jax.execution.sides import on_side, over
 from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
@@ -76,7 +76,7 @@ class LanePrograms:
     def empty(self) -> Begun:
         """Nobody on the way."""
         state = self._empty(self._weights)
-        return _at_once((state.waiting, state[1:]))
+        return Begun(over((state.waiting, state[1:])))
 
     def step(
         self, before: Begun, x: PyTree, places: np.ndarray, count: int, side: int | None
@@ -99,9 +99,7 @@ class LanePrograms:
     def _begun(self, side: int | None, program: Callable, before: Begun, *given: Any) -> Begun:
         state = before.state()
         given = (self._weights, state.waiting, state[1:], *given)
-        return (
-            Begun(on_side(side, program, *given)) if side is not None else _at_once(program(*given))
-        )
+        return Begun(over(program(*given)) if side is None else on_side(side, program, *given))
 
     def _variables(self, weights: list) -> PyTree:
         return jax.tree.unflatten(self._structure, weights)
@@ -128,9 +126,3 @@ class LanePrograms:
     def _answer_all(self, weights, waiting, answers):
         state = self._way.finish(self._variables(weights), State(waiting, *answers))
         return state.waiting, state[1:]
-
-
-def _at_once(parts: tuple) -> Begun:
-    known = Future()
-    known.set_result(parts)
-    return Begun(known)

@@ -26,6 +26,8 @@ def masked(
 ) -> Callable[[PyTree, PyTree], Answers]:
     """A function (variables, batch) → `Answers`, jitted.
 
+    On a CPU of several cores that program runs on both halves of a batch at once, see `sides.py`.
+
     Args:
       network: The network.
       policy: Fitted for its exits.
@@ -39,7 +41,7 @@ def masked(
 
 
 def answered_in_full(network: StagedNetwork, policy: Policy) -> Callable[[PyTree, PyTree], Answers]:
-    """The same answers without skipping anything: every exit for everybody.
+    """The same answers in the same way, without skipping anything: every exit for everybody.
 
     Args:
       network: The network.

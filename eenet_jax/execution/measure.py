@@ -13,7 +13,7 @@ import numpy as np
 
 from eenet_jax.dense import all_image_means
 from eenet_jax.errors import InputError
-from eenet_jax.execution.auto import choose_strategy, stream_for
+from eenet_jax.execution.auto import DECIDING, choose_strategy, stream_for
 from eenet_jax.execution.host_compacted import HostCompacted
 from eenet_jax.execution.latency import (
     StageLatency,
@@ -31,7 +31,6 @@ from eenet_jax.staged_network import StagedNetwork
 from eenet_jax.types import PyTree
 
 STRATEGIES = (*BATCHED, "streaming", "auto")
-DECIDING = "full_with_decisions"
 REFERENCES = ("full", DECIDING, "last_exit")
 """What runs whole, whatever the policy says: the full network's own pass; every exit for everybody
 and the policy's answers, as `auto` runs them where leaving early is not worth it; and the last
@@ -49,8 +48,8 @@ class Measurement:
       policy: Its name.
       budget: As given when it was fitted.
       strategy: "full" (every exit for everybody), "full_with_decisions" (that, and the policy's
-        answers, by the same means as the other strategies: what is saved beside it is saved by
-        leaving early alone), "last_exit" (the backbone and its last head alone), or one of
+        answers, in the way of `compacted` and `masked`: what those save beside it, leaving early
+        saves alone), "last_exit" (the backbone and its last head alone), or one of
         `STRATEGIES`.
       batch_size: Samples a batch.
       samples: Samples in one timed pass.
@@ -245,7 +244,8 @@ class Bench:
         if name == "last_exit":
             return self._fixed(self._last)
         if name == DECIDING:
-            return self._batched(answered_in_full(self.network, policy))
+            made = self._ready[DECIDING] = answered_in_full(self.network, policy)
+            return self._batched(made)
         if name == "streaming":
             return self._streaming(policy)
         if name == "auto":
@@ -349,7 +349,7 @@ class Bench:
             p50_ms=float(np.percentile(waits, 50)),
             p95_ms=float(np.percentile(waits, 95)),
             exit_rates=tuple(float(rate) for rate in rates),
-            same_exits=float((exits == wanted).mean()) if adaptive else 1.0,
+            same_exits=float((exits == wanted).mean()) if adaptive or name == DECIDING else 1.0,
             device=self.device,
             picked=timed.picked,
         )

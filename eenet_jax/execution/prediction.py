@@ -115,13 +115,13 @@ def _host_compacted(latency: StageLatency, reach: np.ndarray, batch: int) -> flo
 
 
 def _streaming(latency: StageLatency, reach: np.ndarray, batch: int) -> float:
-    seconds = latency.call_seconds + batch * STREAM_SECONDS
+    seconds = latency.call_seconds
     for k, chance in enumerate(reach):
         piece = min(latency.pieces[k], batch)
         each = float(_work(latency, k, np.asarray([piece]), piece, batch)[0])
         seconds += batch / piece * float(chance) * each
-    # Other batches go through at once.
-    return seconds * latency.share_beside(batch)
+    # Another batch goes through at once.
+    return seconds * latency.share_beside(batch) + batch * STREAM_SECONDS
 
 
 def _side_by_side(seconds: _Seconds) -> _Seconds:

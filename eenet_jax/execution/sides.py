@@ -42,7 +42,18 @@ def on_side(side: int, program: Callable[..., Any], *operands: Any) -> Future:
         should they have to trace it.
       operands: Of it.
     """
-    return _thread(side).submit(program, *operands)
+    try:
+        return _thread(side).submit(program, *operands)
+    except RuntimeError:
+        # Where the main thread has ended, others of the program that go on begin no more threads.
+        return over(program(*operands))
+
+
+def over(result: Any) -> Future:
+    """What is there already."""
+    known = Future()
+    known.set_result(result)
+    return known
 
 
 @functools.cache
@@ -65,14 +76,21 @@ class SideBySide:
         """Answers in the batch's order."""
         batch = jax.tree.leaves(x)[0].shape[0]
         sides = min(number_of_sides(), batch)
-        # Leaves, for a list is handed over in half the time that a dict of dicts takes.
-        leaves, structure = jax.tree.flatten((variables, jax.device_put(x)))
-        if sides < 2 or any(isinstance(leaf, Tracer) for leaf in leaves):
+        if sides < 2:
             return self._whole(variables, x)
+        # Leaves, for a list is handed over in half the time that a dict of dicts takes.
+        leaves, structure = jax.tree.flatten((variables, x))
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
+            return self._whole(variables, x)
+        return self._in_parts(leaves, structure, batch, sides)
+
+    def _in_parts(self, leaves: list, structure: Any, batch: int, sides: int) -> Answers:
         size = -(-batch // sides)
+        # Once for all parts.
+        leaves = [jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf for leaf in leaves]
         program = self._program(leaves, structure, size)
         # The last part reaches back where the batch doesn't divide.
-        firsts = [np.int32(min(side * size, batch - size)) for side in range(sides)]
+        firsts = [np.int32(min(first, batch - size)) for first in range(0, batch, size)]
         *others, own = firsts
         begun = [on_side(side, program, leaves, first) for side, first in enumerate(others)]
         last = program(leaves, own)

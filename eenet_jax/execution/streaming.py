@@ -8,6 +8,7 @@ slow.
 """
 
 import dataclasses
+import itertools
 import threading
 import time
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -89,6 +90,9 @@ class _End:
 class Stream:
     """Adaptive inference on an endless stream.
 
+    Programs are compiled as samples of a new shape come, under what is set for the thread then (a
+    precision, say).
+
     Args:
       network: The network.
       variables: Its weights.
@@ -108,7 +112,8 @@ class Stream:
         a CPU, where the host's work takes the cores that stages run on.
       tracks: Batches that are on their way at once, each among those who wait on its own track. By
         default two on a CPU of several cores, which fill each other's gaps, else one. With one, a
-        sample is answered a batch sooner.
+        sample is answered a batch sooner, and half as many wait; `capacity` is by default what all
+        tracks hold, and where it is less than that, batches are hurried along that aren't full.
 
     Raises:
       InputError: a setting is out of range.
@@ -142,6 +147,8 @@ class Stream:
         self.max_wait_s = float("inf") if max_wait_s is None else max_wait_s
         self.lanes = Lanes(network, lengths)
         self.tracks = number_of_sides() if tracks is None else tracks
+        # Lanes share them: what comes one after the other runs beside each other.
+        self._sides = itertools.cycle(range(self.tracks) if self.tracks > 1 else [None])
         # A track of a lane holds a batch that begins, one that goes through, and at most as many
         # behind each exit.
         most = self.lanes.count * self.tracks * (network.num_exits + 2) * batch_size
@@ -168,7 +175,7 @@ class Stream:
         if key not in self._programs:
             alone = jax.tree.map(lambda leaf: leaf[None].repeat(self.batch_size, 0), x)
             self._programs[key] = LanePrograms(self._network, self._policy, self._variables, alone)
-        return Lane(self._programs[key], answer, self.overlap, self.tracks)
+        return Lane(self._programs[key], answer, self.overlap, self.tracks, self._sides)
 
     def answers(self, samples: Iterable[Any]) -> list[Result]:
         """Results of samples that all have an answer, in the order of arrival.
@@ -356,11 +363,7 @@ class _Pass:
         if overdue < 0:
             return
         for lane in self._lanes.values():
-            if lane.holds_up_to(overdue):
-                # Whoever has an answer by now hurries nobody.
-                lane.settle()
-            if lane.holds_up_to(overdue):
-                lane.finish()
+            lane.hurry(overdue)
 
     def _released(self) -> Iterator[Result]:
         """What may be handed out by now."""

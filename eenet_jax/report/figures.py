@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from eenet_jax.report.sources import Sources, TrainingRun
 from eenet_jax.report.style import INK, STRATEGY_COLORS, depth_colors, new_figure, tidy
-from eenet_jax.report.tables import FIXED_STRATEGIES, REFERENCES, budget_text, numbers
+from eenet_jax.report.tables import FIXED_STRATEGIES, SHOWN_BESIDE, budget_text, numbers
 from eenet_jax.types import Array
 
 SMALLEST_LABELLED_SHARE = 0.07
@@ -203,7 +203,7 @@ def _draw_speed(axes: Axes, sources: Sources, entries: Sequence[Mapping[str, Any
     ideal, _ = _by_budget(sources, adaptive, "ideal_speedup")
     axes.hlines(ideal, places - 0.45, places + 0.45, color=INK, linewidth=1.8, label="ideal")
     axes.axhline(1.0, color=STRATEGY_COLORS["full"], linestyle=":", label="full network")
-    for (name, label), line in zip(REFERENCES.items(), ("-.", "--"), strict=True):
+    for (name, label), line in zip(SHOWN_BESIDE.items(), ("-.", "--"), strict=True):
         found = numbers([e for e in entries if e["strategy"] == name], "speedup")
         if found:
             color = STRATEGY_COLORS[name]

@@ -46,7 +46,7 @@ SPARE = (
 
 STRATEGY_COLORS = {
     "full": GREY,
-    "full_with_decisions": INK,
+    "full_with_decisions": "#5D3A9B",
     "last_exit": "#CC79A7",
     "masked": "#E69F00",
     "host_compacted": "#0072B2",

@@ -21,7 +21,7 @@ MISSING = "-"
 FIXED_STRATEGIES = ("full", "full_with_decisions", "last_exit")
 """What every sample is sent through, whatever the policy; the others are adaptive."""
 
-REFERENCES = {"full_with_decisions": "full with decisions", "last_exit": "last exit alone"}
+SHOWN_BESIDE = {"full_with_decisions": "full with decisions", "last_exit": "last exit alone"}
 """Those of them that are shown beside the full network, and what they are called."""
 
 
@@ -272,12 +272,12 @@ def speed_table(sources: Sources) -> Table | None:
     for key in settings:
         # The ideal is a property of the policy, whatever ran it: one strategy's entries tell it.
         entries = next(found[(*key, s)] for s in strategies if (*key, s) in found)
-        shown = [*REFERENCES, *strategies]
+        shown = [*SHOWN_BESIDE, *strategies]
         cells = [_speedup_cell(found.get((*key, strategy), [])) for strategy in shown]
         rows.append((*key, mean_sd(numbers(entries, "ideal_speedup"), 2), *cells))
     return Table(
         title="Measured speed-up over the full network",
-        header=("policy", "budget", "batch", "ideal", *REFERENCES.values(), *strategies),
+        header=("policy", "budget", "batch", "ideal", *SHOWN_BESIDE.values(), *strategies),
         rows=tuple(rows),
         note=_speed_note([entry for entries in found.values() for entry in entries]),
     )

@@ -38,8 +38,9 @@ from eenet_jax.artifacts import read_json, write_json
 from eenet_jax.costs import count_costs, count_layers
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError, told_in_one_line
+from eenet_jax.execution.auto import DECIDING
 from eenet_jax.execution.latency import load_stage_latency
-from eenet_jax.execution.masked import masked
+from eenet_jax.execution.masked import answered_in_full, masked
 from eenet_jax.execution.measure import STRATEGIES, Bench, Measurement
 from eenet_jax.execution.planning import H100, H100_TF32, TPU_V5E, fit_device
 from eenet_jax.execution.prediction import Measured, predictions, validate
@@ -196,14 +197,16 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def forward_figures(case: Case, repeats: int) -> dict[str, float]:
-    """The full pass beside PyTorch's in both layouts, and masked execution when nobody leaves."""
+    """The full pass, with decisions, masked when nobody leaves, and PyTorch's in both layouts."""
     x = jax.device_put(rows_of(case.samples, 0, FORWARD_BATCH))
     nobody = MaxProb(
         budget=3.0, costs=(1.0, 2.0, 3.0), thresholds=np.asarray([np.inf, np.inf, -np.inf], "f4")
     )
     full, stay = jax.jit(case.network.apply), masked(case.network, nobody)
+    decided = answered_in_full(case.network, nobody)
     calls = {
         "full": lambda: jax.block_until_ready(full(case.variables, x)),
+        DECIDING: lambda: jax.block_until_ready(decided(case.variables, x)),
         "masked_nobody_leaves": lambda: jax.block_until_ready(stay(case.variables, x)),
     }
     if torch is not None:

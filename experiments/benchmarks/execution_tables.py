@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eenet_jax.environment import device_name
-from eenet_jax.execution.measure import DECIDING, STRATEGIES
+from eenet_jax.execution.auto import DECIDING
+from eenet_jax.execution.measure import STRATEGIES
 from eenet_jax.execution.prediction import Validation
 from eenet_jax.report.tables import Table
 
@@ -38,7 +39,8 @@ BESIDE = ("compacted", "streaming")
 def realised_beside(row: Mapping[str, Any], deciding: Mapping[str, Any]) -> float | None:
     """The realised saving over the ideal one, `T_full` being the full network with decisions.
 
-    Both go through in the same way, so that this is what leaving early saves alone.
+    Of strategies that put a batch through in the same halves this is what leaving early saves
+    alone; streams put whole batches through at once.
 
     Args:
       row: Of a strategy.

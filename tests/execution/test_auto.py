@@ -66,7 +66,7 @@ def _choose(
 
 SECONDS = {
     "full": 1.0,
-    "full with decisions": 1.0,
+    "full_with_decisions": 1.0,
     "masked": 0.8,
     "host_compacted": 0.7,
     "streaming": 0.6,
@@ -75,7 +75,7 @@ SECONDS = {
 
 def test_the_one_that_took_least_is_picked_and_answers_as_the_policy_says(monkeypatch):
     choice, tried = _choose(monkeypatch, SECONDS)
-    assert sorted(tried) == ["full", "full with decisions", "host_compacted", "masked"]
+    assert sorted(tried) == ["full", "full_with_decisions", "host_compacted", "masked"]
     assert choice.name == "host_compacted"
     assert choice.why == (
         "host_compacted took 0.70 of what the full network takes for the same answers; masked 0.80;"
@@ -90,7 +90,7 @@ def test_the_one_that_took_least_is_picked_and_answers_as_the_policy_says(monkey
 
 @pytest.mark.parametrize("least", [0.98, 1.2])
 def test_the_full_network_is_kept_where_nothing_is_worth_it(monkeypatch, least):
-    whole = {"full": 1.0, "full with decisions": 1.0}
+    whole = {"full": 1.0, "full_with_decisions": 1.0}
     seconds = {name: max(least, value) for name, value in SECONDS.items()} | whole
     choice, _ = _choose(monkeypatch, seconds)
     assert choice.name == "full"
@@ -102,9 +102,9 @@ def test_the_full_network_is_kept_where_nothing_is_worth_it(monkeypatch, least):
 
 def test_the_full_network_pays_for_its_decisions_too(monkeypatch):
     # Slower than the bare pass, and faster than anything else that gives these answers.
-    seconds = dict.fromkeys(SECONDS, 1.01) | {"full": 1.0, "full with decisions": 1.06}
+    seconds = dict.fromkeys(SECONDS, 1.01) | {"full": 1.0, "full_with_decisions": 1.06}
     assert _choose(monkeypatch, seconds)[0].name != "full"
-    seconds["full with decisions"] = 1.02
+    seconds["full_with_decisions"] = 1.02
     assert _choose(monkeypatch, seconds)[0].name == "full"
 
 
@@ -113,7 +113,7 @@ def test_those_predicted_to_be_slowest_are_not_tried(monkeypatch):
     seconds = SECONDS | {"compacted": 0.5}
     # With cheap calls a stage for every survivor is best, and a stream has no padding at all.
     choice, tried = _choose(monkeypatch, seconds, 1e-6, names)
-    assert set(tried) - {"full", "full with decisions"} == {"host_compacted", "streaming"}
+    assert set(tried) - {"full", "full_with_decisions"} == {"host_compacted", "streaming"}
     assert choice.name == "streaming"
     assert choice.run is None
     # Where calls cost more than anything, one program is.
@@ -153,5 +153,5 @@ def test_texts_of_every_length_that_the_network_takes_are_tried():
     choice = choose_strategy(
         network, NOTHING, POLICY, batches, _latency(0.0), RATES, names=("streaming",)
     )
-    assert choice.tried.keys() == {"full", "full with decisions", "streaming"}
+    assert choice.tried.keys() == {"full", "full_with_decisions", "streaming"}
     assert min(choice.tried.values()) > 0

@@ -9,6 +9,7 @@ from replay import streamed
 
 from eenet_jax import pieces
 from eenet_jax.dense import all_image_means
+from eenet_jax.execution import sides
 from eenet_jax.execution.buckets import default_buckets
 from eenet_jax.execution.compacted import compacted
 from eenet_jax.execution.host_compacted import HostCompacted
@@ -78,6 +79,7 @@ POLICIES = (
     [
         "masked",
         "compacted",
+        "compacted in halves",
         "in pieces",
         "host_compacted",
         "host_compacted in pieces",
@@ -88,9 +90,12 @@ def test_images_leave_where_the_simulation_says(images, simulated, policy, strat
     logits, probs, measures = simulated
     if strategy == "host_compacted in pieces":
         monkeypatch.setattr(pieces, "CACHE_BYTES", 1)
+    if strategy == "compacted in halves":
+        monkeypatch.setattr(sides, "number_of_sides", lambda: 2)
     run = {
         "masked": lambda: masked(NETWORK, policy),
         "compacted": lambda: compacted(NETWORK, policy),
+        "compacted in halves": lambda: compacted(NETWORK, policy),
         "in pieces": lambda: compacted(NETWORK, policy, piece=4),
         "host_compacted": lambda: HostCompacted(NETWORK, policy, default_buckets(EXITS, IMAGES)),
         "streaming": lambda: streamed(NETWORK, policy, batch_size=8),

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import threading
 
 import flax.linen as nn
 import jax
@@ -17,10 +18,11 @@ from eenet_jax.artifacts import read_json
 from eenet_jax.data import datasets
 from eenet_jax.data.images import ImageSplit
 from eenet_jax.errors import InputError
-from eenet_jax.execution import adaptive
+from eenet_jax.execution import adaptive, latency
 from eenet_jax.execution.latency import StageLatency, load_stage_latency
 from eenet_jax.execution.measure import REFERENCES, STRATEGIES, Bench, Measurement, _Timed, to_json
 from eenet_jax.policies.max_prob import MaxProb
+from eenet_jax.timing import Timing
 
 EXITS, CLASSES = 3, 2
 NOTHING = {"params": {}, "batch_stats": {}}
@@ -243,6 +245,26 @@ def test_latencies_of_stages_are_measured_once_for_a_device(run):
     path.unlink()
     adaptive.run_adaptive(run, budgets=["1.5"], batch_size=9, **options)
     assert load_stage_latency(path).sizes == (9,)
+
+
+def test_what_two_programs_at_once_take_is_measured_where_they_run_so(bench, monkeypatch):
+    asked = (bench.network, _policy(), NOTHING, bench.batches[0], (1, 3), 2)
+    assert latency.measure_stage_latency(*asked).beside is None
+    monkeypatch.setattr(latency, "number_of_sides", lambda: 2)
+    assert latency.measure_stage_latency(*asked).beside.shape == (2,)
+    threads = []
+
+    def timed(calls, repeats, limit_s):
+        for call in calls.values():
+            call()
+        assert (repeats, limit_s) == (3, 10.0)
+        return {"alone": Timing((2.0, 4.0, 2.0)), "at once": Timing((3.0, 6.4, 3.2))}
+
+    monkeypatch.setattr(latency, "measure_in_turn", timed)
+    share = latency._share_beside(lambda: threads.append(threading.get_ident()), 3, 10.0)
+    assert share == 0.8
+    assert len(threads) == 3
+    assert len(set(threads)) == 2
 
 
 def test_what_cannot_be_measured_is_named(run):

@@ -72,6 +72,24 @@ def _in_pieces_of_four() -> StageLatency:
     )
 
 
+def test_halves_of_a_batch_and_batches_of_a_stream_go_through_at_once():
+    alone = dataclasses.replace(table(**COSTLY), pieces=(4, 4, 4))
+    beside = np.asarray([1.0, 0.9, 0.8, 0.7, 0.6, 0.6, 0.6])
+    both = dataclasses.replace(alone, beside=beside)
+    for name in ("full", "host_compacted"):
+        assert predict(both, RATES, 16, name) == predict(alone, RATES, 16, name)
+    assert predict(both, RATES, 16, "streaming") == pytest.approx(
+        0.6 * predict(alone, RATES, 16, "streaming")
+    )
+    for name in ("masked", "compacted"):
+        # Two of eight at once, which take 0.7 of what they take one after the other.
+        half = predict(alone, RATES, 8, name)
+        assert predict(both, RATES, 16, name) == pytest.approx(0.7 * half)
+        # Of fifteen one half has eight; and a single sample has no halves.
+        assert predict(both, RATES, 15, name) == pytest.approx(0.7 * half * 16 / 15)
+        assert predict(both, RATES, 1, name) == predict(alone, RATES, 1, name)
+
+
 def test_masked_skips_what_a_whole_piece_has_no_need_of():
     found = predict(_in_pieces_of_four(), RATES, 8, "masked")
     # Everybody of four has left before stage 1 with 1/2^4, before stage 2 with (3/4)^4.
@@ -253,6 +271,10 @@ def test_a_table_is_kept_as_json(tmp_path):
     np.testing.assert_array_equal(found.full_seconds, latency.full_seconds)
     assert (found.device, found.sizes, found.pieces) == ("d", (2, 8), (2, 8, 4))
     assert found.call_seconds == latency.call_seconds
+    assert found.beside is None
+    dataclasses.replace(latency, beside=np.asarray([0.9, 0.8])).save(tmp_path / "latency.json")
+    found = load_stage_latency(tmp_path / "latency.json")
+    np.testing.assert_array_equal(found.beside, [0.9, 0.8])
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match=r"other.json' is no table of stage latencies"):
         load_stage_latency(tmp_path / "other.json")
@@ -260,6 +282,8 @@ def test_a_table_is_kept_as_json(tmp_path):
         (tmp_path / "other.json").write_text(json.dumps(broken))
         with pytest.raises(InputError, match="measure again"):
             load_stage_latency(tmp_path / "other.json")
+    with pytest.raises(InputError, match=r"beside \(1,\) is not of 2 sizes"):
+        dataclasses.replace(latency, beside=np.asarray([0.9]))
     with pytest.raises(InputError, match="seconds of 'd' are not all positive"):
         dataclasses.replace(latency, seconds=-latency.seconds)
 

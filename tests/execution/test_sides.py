@@ -1,6 +1,8 @@
 """Parts of a batch that run at once give what the whole gives, and do run at once."""
 
+import dataclasses
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import flax.linen as nn
 import jax
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float
 from replay import HandOn, replay_network
+from test_streaming import TEXTS
 
+from eenet_jax import networks
 from eenet_jax.execution import sides
 from eenet_jax.execution.compacted import compacted
 from eenet_jax.execution.decision import Answers
@@ -26,7 +30,7 @@ POLICY = MaxProb(
 PATIENCE_S = 20.0
 
 
-@pytest.fixture(params=[2, 3])
+@pytest.fixture(params=[2, 3, 4])
 def several(request, monkeypatch):
     monkeypatch.setattr(sides, "number_of_sides", lambda: request.param)
     return request.param
@@ -42,13 +46,53 @@ def _leaving_at(exits: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("make", [masked, compacted])
 @pytest.mark.parametrize("piece", [None, 2])
-@pytest.mark.parametrize("batch", [1, 2, 3, 7, 12])
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 12])
 def test_every_sample_has_its_own_answer(make, piece, batch, several):
     exits = np.random.default_rng(batch).integers(0, EXITS, batch)
     logits = _leaving_at(exits)
     answers = make(replay_network(EXITS, CLASSES), POLICY, piece=piece)(NOTHING, logits)
     np.testing.assert_array_equal(answers.exit_index, exits)
     np.testing.assert_array_equal(answers.logits, logits[np.arange(batch), exits])
+
+
+def test_samples_are_cut_leaf_by_leaf(several):
+    tokens = np.random.default_rng(1).integers(0, 50, (7, 6))
+    x = {"input_ids": tokens, "attention_mask": (tokens > 9).astype(tokens.dtype)}
+    found = compacted(TEXTS, POLICY)(NOTHING, x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sides, "number_of_sides", lambda: 1)
+        wanted = compacted(TEXTS, POLICY)(NOTHING, x)
+    np.testing.assert_array_equal(found.exit_index, wanted.exit_index)
+    np.testing.assert_array_equal(found.logits, wanted.logits)
+    assert len(np.unique(wanted.exit_index)) == EXITS
+
+
+def test_through_a_network_halves_answer_as_the_whole(monkeypatch):
+    network = networks.build(
+        "cnn", widths=(4, 4, 4), depths=(1, 1, 1), num_classes=CLASSES, input_shape=(8, 8, 1)
+    )
+    variables = network.init(jax.random.key(0))
+    images = np.random.default_rng(3).normal(0, 2, (9, 8, 8, 1)).astype(np.float32)
+    scores = np.asarray(jax.nn.softmax(jax.jit(network.apply)(variables, images))).max(-1)
+    thresholds = np.asarray([*np.median(scores[:2], 1), -np.inf], np.float32)
+    policy = dataclasses.replace(POLICY, thresholds=thresholds - 1e-4)
+    for make in (masked, compacted):
+        wanted = make(network, policy)(variables, images)
+        with monkeypatch.context() as patch:
+            patch.setattr(sides, "number_of_sides", lambda: 2)
+            found = make(network, policy)(variables, images)
+        np.testing.assert_array_equal(found.exit_index, wanted.exit_index)
+        np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-5, atol=1e-6)
+        assert len(np.unique(wanted.exit_index)) > 1
+
+
+def test_where_no_thread_begins_any_more_parts_run_one_after_the_other(several, monkeypatch):
+    ended = ThreadPoolExecutor(1)
+    ended.shutdown()
+    monkeypatch.setattr(sides, "_thread", lambda side: ended)
+    exits = np.asarray([0, 2, 1, 1, 2])
+    answers = masked(replay_network(EXITS, CLASSES), POLICY)(NOTHING, _leaving_at(exits))
+    np.testing.assert_array_equal(answers.exit_index, exits)
 
 
 class _Meeting(nn.Module):

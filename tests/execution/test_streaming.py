@@ -234,10 +234,32 @@ def test_a_stopped_consumer_stops_the_reader(streams):
     assert len(source.samples) < 1_000
 
 
-def test_nobody_waits_longer_than_allowed_for_a_batch_to_fill():
+@pytest.mark.parametrize("tracks", [1, 2])
+def test_answers_are_handed_out_while_nothing_comes(tracks):
+    stream = Stream(TEXTS, NOTHING, POLICY, batch_size=4, lengths=LENGTHS, tracks=tracks)
+    asked = threading.Event()
+
+    def pausing():
+        for number in range(8):
+            yield {"input_ids": np.asarray([number % CLASSES])}
+        # Only answers let the source go on, and all leave at the first exit.
+        assert asked.wait(20)
+        yield {"input_ids": np.asarray([1])}
+
+    results = stream(pausing())
+    first = [next(results) for _ in range(8)]
+    asked.set()
+    assert sorted(result.position for result in first) == list(range(8))
+    assert {result.exit_index for result in first} == {0}
+    assert [result.position for result in results] == [8]
+
+
+@pytest.mark.parametrize("tracks", [1, 2])
+def test_nobody_waits_longer_than_allowed_for_a_batch_to_fill(tracks):
     stream = Stream(
-        TEXTS, NOTHING, POLICY, batch_size=16, lengths=LENGTHS, max_wait_s=0.2, ordered=True
-    )
+        TEXTS, NOTHING, POLICY, batch_size=16, lengths=LENGTHS, max_wait_s=0.2, ordered=True,
+        tracks=tracks,
+    )  # fmt: skip
     stream.warm_up({"input_ids": np.ones(4, int)})
     asked = threading.Event()
 

@@ -231,13 +231,8 @@ def _comparison(world: World, seed: int) -> list[dict]:
     ]
 
 
-SHARES = {
-    "full": 0.0,
-    "full_with_decisions": 0.0,
-    "last_exit": 0.0,
-    "masked": 0.35,
-    "compacted": 0.8,
-}
+FIXED = {"full": 1.0, "full_with_decisions": 1.02, "last_exit": 1.05}
+SHARES = dict.fromkeys(FIXED, 0.0) | {"masked": 0.35, "compacted": 0.8}
 
 
 def execution(world: World, batches: tuple[int, ...] = (1, 32)) -> list[dict]:
