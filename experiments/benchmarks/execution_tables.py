@@ -52,10 +52,11 @@ def realised_beside(row: Mapping[str, Any], deciding: Mapping[str, Any]) -> floa
 
 def realised_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Realised over ideal, and how long samples wait."""
-    lines = []
+    lines, measured = [], {row["strategy"] for row in rows}
+    shown = [name for name in STRATEGIES if name in measured]
     for key in dict.fromkeys((row["network"], row["batch"], row["mix"]) for row in rows):
         here = {r["strategy"]: r for r in rows if (r["network"], r["batch"], r["mix"]) == key}
-        realised = [here.get(name, {}).get("realised_over_ideal") for name in STRATEGIES]
+        realised = [here.get(name, {}).get("realised_over_ideal") for name in shown]
         deciding = here.get(DECIDING)
         realised += [
             realised_beside(here[name], deciding) if deciding and name in here else None
@@ -68,7 +69,7 @@ def realised_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         picked = here.get("auto", {}).get("picked", "").split(":")[0]
         lines.append([*map(str, key), *cells, *waits, picked])
     headings = [
-        "network", "batch", "mix", *STRATEGIES,
+        "network", "batch", "mix", *shown,
         *(f"{name}, beside full with decisions" for name in BESIDE),
         "full p50 / p95 ms", "compacted", "streaming", "auto picked",
     ]  # fmt: skip
