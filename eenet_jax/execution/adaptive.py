@@ -15,6 +15,7 @@ from eenet_jax.data import inputs, pipeline
 from eenet_jax.data.split import Split
 from eenet_jax.environment import device_name
 from eenet_jax.errors import InputError
+from eenet_jax.execution.auto import DECIDING
 from eenet_jax.execution.measure import (
     REFERENCES,
     STRATEGIES,
@@ -27,7 +28,7 @@ from eenet_jax.policies.policy import Policy, load_policy
 from eenet_jax.predictions import load_network, open_run_split
 from eenet_jax.types import PyTree
 
-WIDTH = 132
+WIDTH = 144
 
 
 def find_policies(fit: Path, name: str, budgets: Sequence[str] | None) -> list[Policy]:
@@ -157,9 +158,11 @@ def print_measurements(measured: Sequence[Measurement], console: Console | None 
         console = Console(width=WIDTH, file=console.file)
     table = Table(
         title=f"{first.policy}, batch {first.batch_size}, {first.samples} samples,"
-        f" median of {first.repeats} passes on {first.device}"
+        f" median of {measured[-1].repeats} passes on {first.device}"
     )
-    for heading in ("budget", "strategy", "samples/s", "speed-up", "ideal", "realised/ideal"):
+    table.add_column("budget", justify="right")
+    table.add_column("strategy", justify="right", no_wrap=True)
+    for heading in ("samples/s", "speed-up", "ideal", "realised/ideal"):
         table.add_column(heading, justify="right")
     table.add_column("p50 / p95 ms", justify="right")
     table.add_column("% left at each exit", justify="right")
@@ -167,6 +170,7 @@ def print_measurements(measured: Sequence[Measurement], console: Console | None 
     for row in measured:
         share = "" if row.realised_over_ideal is None else f"{row.realised_over_ideal:.2f}"
         adaptive = row.strategy not in REFERENCES
+        decided = adaptive or row.strategy == DECIDING
         table.add_row(
             f"{row.budget:.4g}",
             row.strategy,
@@ -175,8 +179,8 @@ def print_measurements(measured: Sequence[Measurement], console: Console | None 
             f"{row.ideal_speedup:.2f}" if adaptive else "",
             share,
             f"{row.p50_ms:.3g} / {row.p95_ms:.3g}",
-            " ".join(f"{100 * rate:.1f}" for rate in row.exit_rates) if adaptive else "",
-            f"{100 * row.same_exits:.2f} %" if adaptive else "",
+            " ".join(f"{100 * rate:.1f}" for rate in row.exit_rates) if decided else "",
+            f"{100 * row.same_exits:.2f} %" if decided else "",
         )
     console.print(table)
     for row in measured:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from eenet_jax.execution.carry_over import NOBODY, CarryOver, State
-from eenet_jax.execution.sides import on_side, over
+from eenet_jax.execution.sides import compiled, on_side, over
 from eenet_jax.pieces import suitable_pieces
 from eenet_jax.policies.policy import Policy
 from eenet_jax.staged_network import StagedNetwork
@@ -69,9 +69,8 @@ class LanePrograms:
         places = jax.ShapeDtypeStruct((self.batch,), np.int32)
         given = (self._weights, state.waiting, state[1:])
         # Those who wait are given away, so that nobody is copied who doesn't move.
-        step = jax.jit(self._take_in, donate_argnums=1)
-        self._step = step.lower(*given, coming, places, np.int32(0)).compile()
-        self._finish = jax.jit(self._answer_all, donate_argnums=1).lower(*given).compile()
+        self._step = compiled(self._take_in, *given, coming, places, np.int32(0), donate_argnums=1)
+        self._finish = compiled(self._answer_all, *given, donate_argnums=1)
 
     def empty(self) -> Begun:
         """Nobody on the way."""

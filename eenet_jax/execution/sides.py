@@ -49,6 +49,19 @@ def on_side(side: int, program: Callable[..., Any], *operands: Any) -> Future:
         return over(program(*operands))
 
 
+def compiled(function: Callable, *operands: Any, **settings: Any) -> Callable:
+    """A function, compiled under what is set for this thread; itself where `jit` is disabled.
+
+    Args:
+      function: To compile.
+      operands: Arrays, or their shapes.
+      settings: Of `jax.jit`.
+    """
+    if jax.config.jax_disable_jit:  # pyright: ignore
+        return function
+    return jax.jit(function, **settings).lower(*operands).compile()
+
+
 def over(result: Any) -> Future:
     """What is there already."""
     known = Future()
@@ -104,17 +117,18 @@ class SideBySide:
             # pyright doesn't know settings, which are added as jax is imported.
             jax.config.jax_default_matmul_precision,  # pyright: ignore
             jax.config.jax_enable_x64,  # pyright: ignore
+            jax.config.jax_disable_jit,  # pyright: ignore
         )
         if key not in self._programs:
 
-            def part(leaves: list, first: Array) -> Answers:
+            def part(leaves: list, first: Array | np.int32) -> Answers:
                 variables, x = jax.tree.unflatten(structure, leaves)
                 cut = functools.partial(
                     jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=size
                 )
                 return self._run(variables, jax.tree.map(cut, x))
 
-            self._programs[key] = jax.jit(part).lower(leaves, np.int32(0)).compile()
+            self._programs[key] = compiled(part, leaves, np.int32(0))
         return self._programs[key]
 
 

@@ -258,7 +258,10 @@ def test_what_two_programs_at_once_take_is_measured_where_they_run_so(bench, mon
         for call in calls.values():
             call()
         assert (repeats, limit_s) == (3, 10.0)
-        return {"alone": Timing((2.0, 4.0, 2.0)), "at once": Timing((3.0, 6.4, 3.2))}
+        return {
+            "alone": Timing(seconds=(2.0, 4.0, 2.0)),
+            "at once": Timing(seconds=(3.0, 6.4, 3.2)),
+        }
 
     monkeypatch.setattr(latency, "measure_in_turn", timed)
     share = latency._share_beside(lambda: threads.append(threading.get_ident()), 3, 10.0)

@@ -132,6 +132,18 @@ def test_batches_on_two_tracks_run_at_once():
     np.testing.assert_array_equal([result.logits for result in results], logits[:, 0])
 
 
+def test_without_jit_too(monkeypatch):
+    monkeypatch.setattr(sides, "number_of_sides", lambda: 2)
+    exits = np.asarray([0, 2, 1])
+    logits = _leaving_at(exits)
+    network = replay_network(EXITS, CLASSES)
+    with jax.disable_jit():
+        answers = masked(network, POLICY)(NOTHING, logits)
+        results = Stream(network, NOTHING, POLICY, batch_size=2, tracks=2).answers(logits)
+    np.testing.assert_array_equal(answers.exit_index, exits)
+    assert [result.exit_index for result in results] == exits.tolist()
+
+
 def test_it_is_traced_where_it_is_called_and_under_what_is_set_there(several):
     traced = []
 
