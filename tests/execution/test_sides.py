@@ -56,8 +56,10 @@ def test_every_sample_has_its_own_answer(make, piece, batch, several):
 
 
 def test_samples_are_cut_leaf_by_leaf(several):
-    tokens = np.random.default_rng(1).integers(0, 50, (7, 6))
-    x = {"input_ids": tokens, "attention_mask": (tokens > 9).astype(tokens.dtype)}
+    tokens = np.random.default_rng(1).integers(1, 50, (7, 6))
+    tokens[:, 0] = np.arange(7) * (CLASSES + 3)
+    # The first token alone counts.
+    x = {"input_ids": tokens, "attention_mask": (np.arange(6) < 1) * np.ones_like(tokens)}
     found = compacted(TEXTS, POLICY)(NOTHING, x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sides, "number_of_sides", lambda: 1)
