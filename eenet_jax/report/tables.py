@@ -18,11 +18,10 @@ BUDGET_SLACK = 1e-6
 
 MISSING = "-"
 
-FIXED_STRATEGIES = ("full", "full_with_decisions", "last_exit")
-"""What every sample is sent through, whatever the policy; the others are adaptive."""
-
 SHOWN_BESIDE = {"full_with_decisions": "full with decisions", "last_exit": "last exit alone"}
-"""Those of them that are shown beside the full network, and what they are called."""
+"""What is shown beside the full network, and what it is called."""
+FIXED_STRATEGIES = ("full", *SHOWN_BESIDE)
+"""What every sample is sent through, whatever the policy; the others are adaptive."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
